@@ -1,0 +1,115 @@
+// Package poll lets one thread sleep in the kernel until there is something to do: a tick, a BPF event, or a word from another
+// goroutine. The loop must not sleep on Go channels: the goroutine that it waits for runs on an ordinary thread, which on a
+// saturated node waits for a CPU like anybody else, while a thread that sleeps in epoll_wait is woken by the kernel itself.
+package poll
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Poller waits for its timer, its wake-ups and one more descriptor. Wait belongs to one goroutine; Wake may be called from any.
+type Poller struct {
+	epoll, timer, wake int
+	extra              int
+	events             [3]unix.EpollEvent
+	buf                [8]byte
+}
+
+// Ready says what woke the poller.
+type Ready struct {
+	Ticks uint64 // timer periods that have passed since the last Wait; more than 1 means that ticks were missed
+	Woken bool   // Wake was called
+	Extra bool   // the extra descriptor is readable
+}
+
+// New makes a poller that ticks every interval. extra is a descriptor to watch for reading, or -1.
+func New(interval time.Duration, extra int) (*Poller, error) {
+	p := &Poller{epoll: -1, timer: -1, wake: -1, extra: extra}
+	if err := p.open(interval); err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
+	return p, nil
+}
+
+func (p *Poller) open(interval time.Duration) (err error) {
+	if p.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return fmt.Errorf("epoll: %w", err)
+	}
+	if p.timer, err = unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_CLOEXEC|unix.TFD_NONBLOCK); err != nil {
+		return fmt.Errorf("timerfd: %w", err)
+	}
+	spec := unix.NsecToTimespec(interval.Nanoseconds())
+	if err = unix.TimerfdSettime(p.timer, 0, &unix.ItimerSpec{Interval: spec, Value: spec}, nil); err != nil {
+		return fmt.Errorf("timerfd interval %v: %w", interval, err)
+	}
+	if p.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		return fmt.Errorf("eventfd: %w", err)
+	}
+	for _, fd := range []int{p.timer, p.wake, p.extra} {
+		if fd < 0 {
+			continue
+		}
+		ev := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)}
+		if err = unix.EpollCtl(p.epoll, unix.EPOLL_CTL_ADD, fd, &ev); err != nil {
+			return fmt.Errorf("epoll add: %w", err)
+		}
+	}
+	return nil
+}
+
+// Wait sleeps until there is something to do.
+func (p *Poller) Wait() (Ready, error) {
+	var r Ready
+	n, err := unix.EpollWait(p.epoll, p.events[:], -1)
+	if err != nil {
+		if errors.Is(err, unix.EINTR) {
+			return r, nil
+		}
+		return r, fmt.Errorf("epoll wait: %w", err)
+	}
+	for _, ev := range p.events[:n] {
+		switch int(ev.Fd) {
+		case p.timer:
+			r.Ticks = p.drain(p.timer)
+		case p.wake:
+			p.drain(p.wake)
+			r.Woken = true
+		case p.extra:
+			r.Extra = true
+		}
+	}
+	return r, nil
+}
+
+// drain reads the counter of a timerfd or eventfd. Both are non-blocking: a spurious wake-up reads as 0.
+func (p *Poller) drain(fd int) uint64 {
+	if n, err := unix.Read(fd, p.buf[:]); err != nil || n != len(p.buf) {
+		return 0
+	}
+	return binary.NativeEndian.Uint64(p.buf[:])
+}
+
+var one = binary.NativeEndian.AppendUint64(nil, 1)
+
+// Wake makes Wait return soon. It never blocks.
+func (p *Poller) Wake() {
+	// EAGAIN means that the counter is full: then the poller is about to wake anyway.
+	_, _ = unix.Write(p.wake, one)
+}
+
+// Close frees the descriptors. The extra one is the caller's.
+func (p *Poller) Close() error {
+	var errs []error
+	for _, fd := range []*int{&p.epoll, &p.timer, &p.wake} {
+		if *fd >= 0 {
+			errs = append(errs, unix.Close(*fd))
+			*fd = -1
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,62 @@
+package poll
+
+import (
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestTimerWakeAndExtra(t *testing.T) {
+	var pipe [2]int
+	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pipe[0])
+	defer unix.Close(pipe[1])
+	p, err := New(time.Hour, pipe[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+
+	go p.Wake()
+	if r, err := p.Wait(); err != nil || !r.Woken || r.Ticks != 0 || r.Extra {
+		t.Fatalf("after Wake: %+v, %v", r, err)
+	}
+	if _, err := unix.Write(pipe[1], []byte{1}); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := p.Wait(); err != nil || !r.Extra || r.Woken {
+		t.Fatalf("after a write to the extra descriptor: %+v, %v", r, err)
+	}
+}
+
+func TestMissedTicksAreCounted(t *testing.T) {
+	p, err := New(2*time.Millisecond, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	time.Sleep(20 * time.Millisecond)
+	r, err := p.Wait()
+	if err != nil || r.Ticks < 2 {
+		t.Fatalf("after ten periods: %+v, %v", r, err)
+	}
+}
+
+func TestWaitDoesNotAllocate(t *testing.T) {
+	p, err := New(time.Hour, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if n := testing.AllocsPerRun(100, func() {
+		p.Wake()
+		if _, err := p.Wait(); err != nil {
+			t.Fatal(err)
+		}
+	}); n != 0 {
+		t.Fatalf("%v allocations a round", n)
+	}
+}
