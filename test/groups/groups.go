@@ -1,0 +1,253 @@
+// Package groups makes real control groups for tests, benches and the demo, in every hierarchy of the machine at once, and
+// takes them away again with everything in them.
+package groups
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/qos-agent/qos-agent/pkg/cgroup"
+	"golang.org/x/sys/unix"
+)
+
+// controllers whose groups a Tree makes; those that the machine lacks are left out.
+var controllers = []cgroup.Controller{
+	cgroup.CPU, cgroup.CPUAcct, cgroup.CPUSet, cgroup.Memory, cgroup.Freezer, cgroup.Blkio, cgroup.PerfEvent,
+}
+
+// Tree is a group and the groups below it that belong to the caller.
+type Tree struct {
+	h    *cgroup.Hierarchy
+	name string
+}
+
+// New makes an empty top group of the given name ("qos-agent-test-x7") directly under each mount. On cgroup v2 it enables the
+// controllers for what will be made below. Stale groups of the same name are removed first.
+func New(h *cgroup.Hierarchy, name string) (*Tree, error) {
+	t := &Tree{h: h, name: "/" + name}
+	if err := t.Remove(); err != nil {
+		return nil, err
+	}
+	if err := t.make(t.name); err != nil {
+		return nil, errors.Join(err, t.Remove())
+	}
+	return t, nil
+}
+
+// Path is the group's name relative to a controller's mount.
+func (t *Tree) Path(sub ...string) string { return path.Join(append([]string{t.name}, sub...)...) }
+
+// Make makes the group sub ("pod1/main") below the top group, with the groups above it, and returns its name relative to a
+// controller's mount.
+func (t *Tree) Make(sub string) (string, error) {
+	at := t.name
+	for part := range strings.SplitSeq(sub, "/") {
+		at = path.Join(at, part)
+		if err := t.make(at); err != nil {
+			return "", err
+		}
+	}
+	return at, nil
+}
+
+func (t *Tree) make(group string) error {
+	for _, dir := range t.dirs(group) {
+		if v2 := exists(filepath.Join(dir, "..", "cgroup.controllers")); v2 {
+			if err := delegate(filepath.Dir(dir)); err != nil {
+				return err
+			}
+		}
+		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("make group: %w", err)
+		}
+		if err := inheritCPUs(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// delegate enables on v2 what the parent has for its children. Controllers that cannot be had (cpu beside real-time tasks)
+// are left out; who needs them will say so.
+func delegate(parent string) error {
+	text, err := os.ReadFile(filepath.Join(parent, "cgroup.controllers"))
+	if err != nil {
+		return fmt.Errorf("read controllers: %w", err)
+	}
+	for c := range strings.FieldsSeq(string(text)) {
+		_ = os.WriteFile(filepath.Join(parent, "cgroup.subtree_control"), []byte("+"+c), 0)
+	}
+	return nil
+}
+
+// inheritCPUs fills a new v1 cpuset, which is empty and takes no task before it has CPUs and memory nodes.
+func inheritCPUs(dir string) error {
+	if exists(filepath.Join(dir, "cgroup.controllers")) {
+		return nil
+	}
+	for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
+		have, err := os.ReadFile(filepath.Join(dir, file))
+		if err != nil || len(bytes.TrimSpace(have)) > 0 {
+			continue // another controller, or filled already
+		}
+		text, err := os.ReadFile(filepath.Join(dir, "..", file))
+		if err != nil {
+			return fmt.Errorf("read parent's %s: %w", file, err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, file), text, 0); err != nil {
+			return fmt.Errorf("fill %s: %w", file, err)
+		}
+	}
+	return nil
+}
+
+// dirs is the group's directory in each hierarchy, each once.
+func (t *Tree) dirs(group string) []string {
+	var out []string
+	seen := map[string]bool{}
+	for _, c := range controllers {
+		if dir, ok := t.h.Dir(c, group); ok && !seen[dir] {
+			seen[dir] = true
+			out = append(out, dir)
+		}
+	}
+	return out
+}
+
+// Join moves a process into a group that Make has made.
+func (t *Tree) Join(group string, pid int) error {
+	for _, dir := range t.dirs(group) {
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0); err != nil {
+			return fmt.Errorf("join group: %w", err)
+		}
+	}
+	return nil
+}
+
+// Write sets a file of a group for one controller.
+func (t *Tree) Write(c cgroup.Controller, group, file, text string) error {
+	dir, ok := t.h.Dir(c, group)
+	if !ok {
+		return fmt.Errorf("controller %s is not mounted", c)
+	}
+	if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0); err != nil {
+		return fmt.Errorf("write group file: %w", err)
+	}
+	return nil
+}
+
+// Read reads a file of a group for one controller, without the line's end.
+func (t *Tree) Read(c cgroup.Controller, group, file string) (string, error) {
+	dir, ok := t.h.Dir(c, group)
+	if !ok {
+		return "", fmt.Errorf("controller %s is not mounted", c)
+	}
+	text, err := os.ReadFile(filepath.Join(dir, file))
+	return strings.TrimSpace(string(text)), err
+}
+
+// measured are files whose content changes by itself; everything else that can be read is a setting.
+var measured = []string{
+	".stat", "pressure", ".events", ".usage", "usage_", "cpuacct.", "current", "peak", "procs", "tasks", "threads", "freeze_duration",
+	"stat", "failcnt", "max_usage", "numa", "io_service", "io_serviced", "blkio.", "memory.kmem", "rdma", "misc", "hugetlb",
+}
+
+// Snapshot is the content of every settings file in the tree, by path: two snapshots that are equal mean that nobody's settings
+// have changed in between.
+func (t *Tree) Snapshot() (map[string]string, error) {
+	out := map[string]string{}
+	for _, top := range t.dirs(t.name) {
+		err := filepath.WalkDir(top, func(name string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() {
+				return err
+			}
+			for _, m := range measured {
+				if strings.Contains(d.Name(), m) {
+					return nil
+				}
+			}
+			if text, err := os.ReadFile(name); err == nil { // some files are write-only
+				out[name] = string(text)
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, fmt.Errorf("snapshot: %w", err)
+		}
+	}
+	return out, nil
+}
+
+// Remove kills what is in the tree and removes it. Groups that are not there are no error.
+func (t *Tree) Remove() error {
+	var errs []error
+	for _, top := range t.dirs(t.name) {
+		if exists(top) {
+			errs = append(errs, remove(top))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// remove is bounded: a process that has been killed leaves its group within moments unless the kernel is stuck.
+func remove(top string) error {
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		err := tryRemove(top)
+		if err == nil || time.Now().After(deadline) {
+			return err
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func tryRemove(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("remove group: %w", err)
+	}
+	thaw(dir)
+	for _, e := range entries {
+		if e.IsDir() {
+			if err := tryRemove(filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	if text, err := os.ReadFile(filepath.Join(dir, "cgroup.procs")); err == nil {
+		for pid := range strings.FieldsSeq(string(text)) {
+			if n, err := strconv.Atoi(pid); err == nil && n > 1 {
+				_ = unix.Kill(n, unix.SIGKILL) // it may be gone by now
+			}
+		}
+	}
+	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove group: %w", err)
+	}
+	return nil
+}
+
+// thaw lets killed processes die.
+func thaw(dir string) {
+	for file, text := range map[string]string{"freezer.state": "THAWED", "cgroup.freeze": "0"} {
+		if name := filepath.Join(dir, file); exists(name) {
+			_ = os.WriteFile(name, []byte(text), 0)
+		}
+	}
+}
+
+func exists(name string) bool {
+	_, err := os.Stat(name)
+	return err == nil
+}
