@@ -31,7 +31,10 @@ type Snapshot struct {
 	Wall    time.Time     // local wall-clock time; for time windows of a policy and for people, never for intervals
 	Elapsed time.Duration // since the last tick; 0 on the first tick and on events
 
-	Node       Node
+	Node Node
+	// PodsGen changes whenever Pods, or the identity or order of Containers, may differ from the step before: whoever keeps
+	// something by pod or container needs to look again only then. 0: not known, look every time.
+	PodsGen    uint64
 	Pods       []Pod             // sorted by namespace, name, UID
 	Containers []ContainerSample // grouped by pod in the order of Pods, then by name and ID
 	Events     []WaitEvent       // in the order in which the kernel reported them
@@ -87,6 +90,11 @@ type Container struct {
 type ContainerSample struct {
 	Pod       int // index into Snapshot.Pods
 	Container int // index into that pod's Containers
+
+	// CPUs is where the container may run by the will of others (a static CPU manager, an operator), whatever the agent has
+	// made of it since. Empty: not known, taken as all. Without it a cut by cpuset could push a pod onto CPUs that
+	// belong to somebody else alone.
+	CPUs cpuset.Set
 
 	Wait   WaitSample
 	CPU    CPUSample
