@@ -1,0 +1,170 @@
+// Package work is the load that tests and benches put on a machine: processes that spin, or that wake up, work a little and
+// sleep again. They are the test's own binary started again, so that they run wherever that binary does, on a bare virtual
+// machine too.
+package work
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const env = "QOS_AGENT_TEST_WORK"
+
+// Load is what one process does, in one thread.
+type Load struct {
+	Busy  time.Duration // CPU time of one piece of work; 0 with Sleep 0 spins forever
+	Sleep time.Duration // between two pieces
+	CPU   int           // pinned to this CPU if Pin is set
+	Pin   bool
+}
+
+// Spin uses a CPU without end.
+var Spin = Load{}
+
+// Pulse works for busy and sleeps for sleep, again and again.
+func Pulse(busy, sleep time.Duration) Load { return Load{Busy: busy, Sleep: sleep} }
+
+// On pins the load to a CPU.
+func (l Load) On(cpu int) Load {
+	l.CPU, l.Pin = cpu, true
+	return l
+}
+
+// MaybeRun has to be the first call of TestMain or main: in a process that Start has started it works until it is killed, and
+// does not return.
+func MaybeRun() {
+	text, ok := os.LookupEnv(env)
+	if !ok {
+		return
+	}
+	l, err := parse(text)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "work:", err)
+		os.Exit(2)
+	}
+	l.run()
+}
+
+func parse(text string) (Load, error) {
+	f := strings.Fields(text)
+	if len(f) != 4 {
+		return Load{}, fmt.Errorf("%s=%q has %d fields, want 4", env, text, len(f))
+	}
+	var n [4]int64
+	for i := range f {
+		v, err := strconv.ParseInt(f[i], 10, 64)
+		if err != nil {
+			return Load{}, fmt.Errorf("%s=%q: %w", env, text, err)
+		}
+		n[i] = v
+	}
+	return Load{Busy: time.Duration(n[0]), Sleep: time.Duration(n[1]), CPU: int(n[2]), Pin: n[3] != 0}, nil
+}
+
+func (l Load) text() string {
+	pin := 0
+	if l.Pin {
+		pin = 1
+	}
+	return fmt.Sprintf("%d %d %d %d", l.Busy, l.Sleep, l.CPU, pin)
+}
+
+// run sleeps and reads the clock with raw system calls, so that the Go scheduler has nothing to do and adds nothing.
+func (l Load) run() {
+	if l.Pin {
+		var set unix.CPUSet
+		set.Set(l.CPU)
+		if err := unix.SchedSetaffinity(0, &set); err != nil {
+			fmt.Fprintln(os.Stderr, "work: pin:", err)
+			os.Exit(2)
+		}
+	}
+	nap := unix.NsecToTimespec(int64(l.Sleep))
+	for {
+		spin(l.Busy)
+		if l.Sleep > 0 {
+			_ = unix.Nanosleep(&nap, nil) // woken early is fine
+		}
+	}
+}
+
+// spin uses CPU time d, or all there is if d is 0.
+func spin(d time.Duration) {
+	for start := threadCPU(); d == 0 || threadCPU()-start < d; {
+		for range 2000 {
+			sink++
+		}
+	}
+}
+
+var sink uint64
+
+func threadCPU() time.Duration {
+	var ts unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts) // cannot fail
+	return time.Duration(ts.Nano())
+}
+
+// Process is a load that runs.
+type Process struct{ cmd *exec.Cmd }
+
+// Start starts a load. It ends with Stop, or with the process that started it.
+func Start(l Load) (*Process, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("work: %w", err)
+	}
+	cmd := exec.Command(self)
+	cmd.Env = append(os.Environ(), env+"="+l.text(), "GOMAXPROCS=1", "GOGC=off")
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("work: %w", err)
+	}
+	return &Process{cmd}, nil
+}
+
+// PID is the load's process.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
+// Pause and Resume stop the load and let it go on.
+func (p *Process) Pause() error  { return p.cmd.Process.Signal(syscall.SIGSTOP) }
+func (p *Process) Resume() error { return p.cmd.Process.Signal(syscall.SIGCONT) }
+
+// CPU is the CPU time that the load has used, in steps of 10 ms.
+func (p *Process) CPU() (time.Duration, error) { return ProcessCPU(p.PID()) }
+
+// Stop kills the load and waits for its end.
+func (p *Process) Stop() {
+	_ = p.cmd.Process.Kill() // it may have ended
+	_ = p.cmd.Wait()
+}
+
+// ProcessCPU is the user and system time of a process, in steps of 10 ms.
+func ProcessCPU(pid int) (time.Duration, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	// The command's name is in parentheses and may hold anything; fields are counted from behind it.
+	f := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+	if len(f) < 13 {
+		return 0, fmt.Errorf("/proc/%d/stat: too few fields", pid)
+	}
+	var ticks int64
+	for _, field := range f[11:13] {
+		n, err := strconv.ParseInt(field, 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("/proc/%d/stat: %w", pid, err)
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * 10 * time.Millisecond, nil
+}
