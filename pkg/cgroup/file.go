@@ -42,10 +42,8 @@ type File struct {
 }
 
 // OpenFile opens a file of a group for reading.
-func OpenFile(path string) (*File, error) { return openFile(path, unix.O_RDONLY) }
-
-func openFile(path string, flags int) (*File, error) {
-	fd, err := ignoringEINTR(func() (int, error) { return unix.Open(path, flags|unix.O_CLOEXEC, 0) })
+func OpenFile(path string) (*File, error) {
+	fd, err := ignoringEINTR(func() (int, error) { return unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0) })
 	if err != nil {
 		return nil, fileError("open", path, err)
 	}
@@ -70,6 +68,14 @@ func (f *File) ReadInto(buf []byte) ([]byte, error) {
 		n += m
 	}
 	return buf, fmt.Errorf("read %s: %w", f.path, io.ErrShortBuffer)
+}
+
+// WriteText writes text in one system call, as the kernel wants it. The file must have been opened by a Group.
+func (f *File) WriteText(text []byte) error {
+	if _, err := ignoringEINTR(func() (int, error) { return unix.Pwrite(f.fd, text, 0) }); err != nil {
+		return fileError("write", f.path, err)
+	}
+	return nil
 }
 
 // Close closes the file. It may be called twice.

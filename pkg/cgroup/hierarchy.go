@@ -115,7 +115,10 @@ func Detect(root string) (*Hierarchy, error) {
 	h := &Hierarchy{root: root}
 	if isV2(root) {
 		h.mode = Unified
-		return h, h.addV2(root)
+		if err := h.addV2(root); err != nil {
+			return nil, err
+		}
+		return h, nil
 	}
 	if err := h.addV1(); err != nil {
 		return nil, err
