@@ -132,13 +132,18 @@ func (t *Tree) Join(group string, pid int) error {
 	return nil
 }
 
-// Write sets a file of a group for one controller.
-func (t *Tree) Write(c cgroup.Controller, group, file, text string) error {
+// File is the path of a group's file for one controller. Where the controller is not mounted it leads nowhere.
+func (t *Tree) File(c cgroup.Controller, group, file string) string {
 	dir, ok := t.h.Dir(c, group)
 	if !ok {
-		return fmt.Errorf("controller %s is not mounted", c)
+		return filepath.Join("/nonexistent", c.String(), file)
 	}
-	if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0); err != nil {
+	return filepath.Join(dir, file)
+}
+
+// Write sets a file of a group for one controller.
+func (t *Tree) Write(c cgroup.Controller, group, file, text string) error {
+	if err := os.WriteFile(t.File(c, group, file), []byte(text), 0); err != nil {
 		return fmt.Errorf("write group file: %w", err)
 	}
 	return nil
@@ -146,12 +151,16 @@ func (t *Tree) Write(c cgroup.Controller, group, file, text string) error {
 
 // Read reads a file of a group for one controller, without the line's end.
 func (t *Tree) Read(c cgroup.Controller, group, file string) (string, error) {
-	dir, ok := t.h.Dir(c, group)
-	if !ok {
-		return "", fmt.Errorf("controller %s is not mounted", c)
-	}
-	text, err := os.ReadFile(filepath.Join(dir, file))
+	text, err := os.ReadFile(t.File(c, group, file))
 	return strings.TrimSpace(string(text)), err
+}
+
+// SetWeight sets a group's CPU weight, 1 to 10000 with 100 as the default; on v1 as shares in proportion (1024 = 100).
+func (t *Tree) SetWeight(group string, weight int) error {
+	if t.h.V2(cgroup.CPU) {
+		return t.Write(cgroup.CPU, group, "cpu.weight", strconv.Itoa(weight))
+	}
+	return t.Write(cgroup.CPU, group, "cpu.shares", strconv.Itoa(max(2, weight*1024/100)))
 }
 
 // measured are files whose content changes by itself; everything else that can be read is a setting.

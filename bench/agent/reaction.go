@@ -1,0 +1,248 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"slices"
+	"time"
+
+	"github.com/qos-agent/qos-agent/internal/clock"
+	"github.com/qos-agent/qos-agent/internal/sched"
+	"github.com/qos-agent/qos-agent/internal/server"
+	"github.com/qos-agent/qos-agent/pkg/cgroup"
+	"github.com/qos-agent/qos-agent/test/daemon"
+	"github.com/qos-agent/qos-agent/test/work"
+	"golang.org/x/sys/unix"
+)
+
+type reactionCmd struct {
+	Bursts int `default:"100" help:"Bursts per situation."`
+}
+
+type reactionResult struct {
+	machine
+	Bursts     int                    `json:"bursts"`
+	Situations map[string]reactionRow `json:"situations"`
+}
+
+type reactionRow struct {
+	// FirstCutMS is from the moment the offline processes were let loose to the agent's first write.
+	FirstCutMS quantiles `json:"first_cut_ms"`
+	// EventToWriteMS is the agent's own account: from the dispatch that ended the long wait to the completed write.
+	EventToWriteMS quantiles `json:"event_to_write_ms"`
+	Missed         int       `json:"missed"` // bursts that were not answered within a second
+	Scheduling     string    `json:"scheduling"`
+}
+
+type quantiles struct {
+	P50 float64 `json:"p50"`
+	P99 float64 `json:"p99"`
+	Max float64 `json:"max,omitempty"`
+}
+
+// reactionPolicy has no standing posture, so that there is something to cut, and gives back at once, so that the next burst finds
+// the node as the first one did.
+const reactionPolicy = `  mode: enforce
+  objectives: {cpuWaitP99: 2ms, cpuWaitEvent: 4ms}
+  cpu: {posture: none, ladder: [idle], cooldown: 10ms, hold: 200ms, regrowEvery: 100ms, verify: {after: 1m, backoffMin: 100ms, backoffMax: 100ms}}
+`
+
+func (c *reactionCmd) measure(ctx context.Context, s *site) (any, error) {
+	r := reactionResult{machine: thisMachine(), Bursts: c.Bursts, Situations: map[string]reactionRow{}}
+	fmt.Printf("%-24s %-12s %28s %28s %7s\n", "node", "loop", "burst to first cut p50/p99", "event to write p50/p99", "missed")
+	for _, situation := range []struct {
+		name      string
+		saturated bool
+		extra     []string
+	}{
+		{"idle", false, nil},
+		{"saturated", true, nil},
+		{"saturated-without-rt", true, []string{"--no-realtime"}},
+	} {
+		row, err := c.situation(ctx, s, situation.saturated, situation.extra)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", situation.name, err)
+		}
+		fmt.Printf("%-24s %-12s %14.2f / %.2f ms %17.3f / %.3f ms %7d\n", situation.name, row.Scheduling, row.FirstCutMS.P50, row.FirstCutMS.P99,
+			row.EventToWriteMS.P50, row.EventToWriteMS.P99, row.Missed)
+		r.Situations[situation.name] = row
+	}
+	return r, nil
+}
+
+// situation runs bursts of two spinning processes per CPU beside an online service that uses half of each CPU. On a
+// saturated node, ordinary processes that belong to no pod keep every CPU busy all the time.
+func (c *reactionCmd) situation(ctx context.Context, s *site, saturated bool, extra []string) (row reactionRow, err error) {
+	defer s.stopAll()
+	web, err := s.tree.Make("web")
+	if err != nil {
+		return row, err
+	}
+	batch, err := s.tree.Make("batch")
+	if err != nil {
+		return row, err
+	}
+	system, err := s.tree.Make("system")
+	if err != nil {
+		return row, err
+	}
+	o, err := s.options(reactionPolicy)
+	if err != nil {
+		return row, err
+	}
+	o.Extra = extra
+	if err := daemon.WriteStaticPods(o.StaticPods,
+		daemon.Pod{Namespace: "shop", Name: "web", Cgroup: web, Labels: map[string]string{"qos-agent.io/class": "online"}},
+		daemon.Pod{Namespace: "jobs", Name: "batch", Cgroup: batch, Labels: map[string]string{"qos-agent.io/class": "offline"}},
+	); err != nil {
+		return row, err
+	}
+	var burst []*work.Process
+	for cpu := range runtime.NumCPU() {
+		if _, err := s.start(web, work.Pulse(3*time.Millisecond, 3*time.Millisecond).On(cpu)); err != nil {
+			return row, err
+		}
+		for range 2 {
+			p, err := s.start(batch, work.Spin)
+			if err != nil {
+				return row, err
+			}
+			burst = append(burst, p)
+		}
+		if saturated {
+			if _, err := s.start(system, work.Spin.On(cpu)); err != nil {
+				return row, err
+			}
+		}
+	}
+	if err := each(burst, (*work.Process).Pause); err != nil {
+		return row, err
+	}
+	if saturated {
+		// A third of the weight of a pod: enough to keep the CPUs busy, not enough to be the culprit.
+		if err := s.tree.SetWeight(system, 30); err != nil {
+			return row, err
+		}
+	}
+	d, err := daemon.Start(o)
+	if err != nil {
+		return row, err
+	}
+	defer d.Kill()
+	st, err := d.WaitState(ctx, "both pods", func(st *server.State) bool { return len(st.Pods) == 2 && st.Loop.Ticks > 10 })
+	if err != nil {
+		return row, err
+	}
+	row.Scheduling = st.Agent.Scheduling.Policy
+	cuts, err := c.bursts(ctx, s, batch, burst, &row)
+	if err != nil {
+		return row, err
+	}
+	if st, err = d.State(ctx); err != nil {
+		return row, err
+	}
+	if len(cuts) == 0 {
+		return row, fmt.Errorf("no burst of %d was answered; log:\n%s", c.Bursts, d.Log())
+	}
+	slices.Sort(cuts)
+	row.FirstCutMS = quantiles{P50: at(cuts, 0.5), P99: at(cuts, 0.99), Max: cuts[len(cuts)-1]}
+	row.EventToWriteMS = quantiles{P50: st.Loop.Reaction.P50Seconds * 1e3, P99: st.Loop.Reaction.P99Seconds * 1e3}
+	return row, d.Stop(ctx)
+}
+
+// bursts lets the offline processes loose at random moments and waits each time for the agent's first write to cpu.idle.
+func (c *reactionCmd) bursts(ctx context.Context, s *site, batch string, burst []*work.Process, row *reactionRow) (cuts []float64, err error) {
+	w, err := watch(s.tree.File(cgroup.CPU, batch, "cpu.idle"))
+	if err != nil {
+		return nil, err
+	}
+	defer w.close()
+	// The watcher must not itself wait for a CPU.
+	runtime.LockOSThread()
+	if err := sched.Realtime(); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, sched.Ordinary(0)) }()
+	rng := rand.New(rand.NewPCG(7, 7))
+	for range c.Bursts {
+		if err := sleep(ctx, time.Duration(50+rng.IntN(100))*time.Millisecond); err != nil {
+			return cuts, err
+		}
+		w.drain()
+		start := clock.System{}.Now()
+		if err := each(burst, (*work.Process).Resume); err != nil {
+			return cuts, err
+		}
+		cut, ok := w.next(time.Second)
+		if err := each(burst, (*work.Process).Pause); err != nil {
+			return cuts, err
+		}
+		if !ok {
+			row.Missed++
+			continue
+		}
+		cuts = append(cuts, (cut-start).Seconds()*1e3)
+		if _, ok := w.next(30 * time.Second); !ok { // given back
+			return cuts, errors.New("the cut was not given back within 30 s")
+		}
+	}
+	return cuts, nil
+}
+
+// watcher tells when a file is written.
+type watcher struct {
+	fd  int
+	buf [4096]byte
+}
+
+func watch(file string) (*watcher, error) {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return nil, fmt.Errorf("inotify: %w", err)
+	}
+	w := &watcher{fd: fd}
+	if _, err := unix.InotifyAddWatch(fd, file, unix.IN_MODIFY); err != nil {
+		w.close()
+		return nil, fmt.Errorf("inotify %s: %w", file, err)
+	}
+	return w, nil
+}
+
+func (w *watcher) close() { _ = unix.Close(w.fd) }
+
+func (w *watcher) drain() {
+	for n := 1; n > 0; {
+		n, _ = unix.Read(w.fd, w.buf[:])
+	}
+}
+
+// next waits for the next write and says when it was.
+func (w *watcher) next(timeout time.Duration) (time.Duration, bool) {
+	fds := []unix.PollFd{{Fd: int32(w.fd), Events: unix.POLLIN}}
+	deadline := clock.System{}.Now() + timeout
+	for {
+		left := deadline - clock.System{}.Now()
+		if left <= 0 {
+			return 0, false
+		}
+		n, err := unix.Poll(fds, int(left.Milliseconds())+1)
+		now := clock.System{}.Now()
+		if err == nil && n > 0 {
+			w.drain()
+			return now, true
+		}
+	}
+}
+
+func each(ps []*work.Process, do func(*work.Process) error) error {
+	var errs []error
+	for _, p := range ps {
+		errs = append(errs, do(p))
+	}
+	return errors.Join(errs...)
+}
+
+func at(sorted []float64, q float64) float64 { return sorted[min(len(sorted)-1, int(q*float64(len(sorted))))] }
