@@ -10,43 +10,54 @@ import (
 )
 
 // Metrics is the typed value behind a scrape. Counts are cumulative since the agent started. Rows that end up with the same
-// labels (two containers of one name during a restart) are added together, so the provider need not care.
+// labels (two containers of one name during a restart) are added together, so the provider need not care. Labels that are known
+// beforehand have a series from the start; a map or list need only hold what is not zero.
 type Metrics struct {
 	Containers []ContainerMetrics
 	Blame      []BlameMetrics
 	Verdicts   []VerdictMetrics
+	Pods       map[policy.Class]int // running pods by class
+	Stale      map[string]int       // containers whose signal is older than the policy allows, by signal; see SignalNames
 
-	Pods       map[policy.Class]int // running pods by class; classes that are missing are 0
 	KnobWrites []KnobWrites
 	KnobsHeld  map[knob.Kind]int
 
 	Capabilities []capability.Probe
 	Programs     []ProgramMetrics // BPF programs
 	Lost         Lost
-	ReadErrors   map[string]uint64 // failed reads of kernel files by kind of signal; see ReadKinds
-	Dropped      map[string]uint64 // anything else that was given up, by reason
+	ReadErrors   map[string]uint64 // failed reads of kernel files, by signal; see SignalNames
 
 	Policy PolicyMetrics
 	Source SourceMetrics
-	Node   NodeMetrics
-
-	Enforcing bool // mode in force
+	Loop   LoopMetrics
 }
 
 // ContainerMetrics is one container of a pod that the policy classified as online or offline; rows of other classes are ignored.
+// What is not measured is nil.
 type ContainerMetrics struct {
 	Namespace, Pod, Container string
 	Class                     policy.Class
-	// Wait is nil when run-queue wait is not measured.
-	Wait      *histogram.Counts
-	WaitSumNS uint64
-	Preempted uint64
 
-	UsageNS          uint64
-	ThrottledNS      uint64
-	Periods          uint64
-	ThrottledPeriods uint64
-	WorkingSetBytes  uint64
+	Wait   *WaitTotals
+	CPU    *CPUTotals
+	Memory *MemoryLevels
+}
+
+// WaitTotals is run-queue wait.
+type WaitTotals struct {
+	Hist      histogram.Counts
+	SumNS     uint64
+	Preempted uint64
+}
+
+// CPUTotals is CPU time.
+type CPUTotals struct {
+	UsageNS, ThrottledNS uint64
+}
+
+// MemoryLevels is memory in use.
+type MemoryLevels struct {
+	WorkingSetBytes uint64
 }
 
 // BlameMetrics is how long victim waited while culprit ran. A pseudo culprit has an empty namespace.
@@ -79,7 +90,7 @@ type VerdictMetrics struct {
 	Level                Level
 }
 
-// Level is how bad a verdict is.
+// Level is how bad a verdict is. An axis on which nothing can be said has no verdict.
 type Level int
 
 const (
@@ -102,27 +113,29 @@ type ProgramMetrics struct {
 	Runs  uint64
 }
 
-// PolicyMetrics is the policy in force.
+// PolicyMetrics is the policy in force and the history of loading it.
 type PolicyMetrics struct {
-	Name, ID   string
-	ReloadOK   bool
-	ReloadedAt time.Time // when the policy in force was loaded
-	Reloads    uint64    // successful loads
-	Failures   uint64    // loads that failed
+	Name, ID string
+	Mode     policy.Mode // in force, after windows and the command line
+	ReloadOK bool        // the last attempt
+	Loaded   time.Time   // when the policy in force was read
+	Reloads  uint64      // loads that succeeded
+	Refusals uint64      // loads that failed
 }
 
 // SourceMetrics is the pod source.
 type SourceMetrics struct {
-	Kind        string // cri, static
 	Connected   bool
-	LastSuccess time.Time
-	Failures    uint64 // lists, connections and inspections that failed
+	LastSuccess time.Time // of a complete list; zero: never
+	Failures    uint64    // connections, lists and inspections that failed
 }
 
-// NodeMetrics is the machine's CPU time by mode, cumulative.
-type NodeMetrics struct {
-	BusyNS, StealNS, SoftirqNS, IRQNS uint64
+// LoopMetrics is what concerns the loop but is not an instrument.
+type LoopMetrics struct {
+	Realtime   bool   // its thread is in the real-time class now
+	Demotions  uint64 // times that it was over its budget
+	LogDropped uint64 // log records that found the queue full
 }
 
-// ReadKinds are the kinds of ReadErrors that have a series from the start.
-func ReadKinds() []string { return []string{"cpu", "memory", "psi", "node"} }
+// SignalNames are the kinds of measurement that can fail or grow stale; each has a series from the start.
+func SignalNames() []string { return []string{"wait", "cpu", "memory", "psi", "node"} }

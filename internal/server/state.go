@@ -42,9 +42,9 @@ type Agent struct {
 
 // Scheduling is how the thread of the loop is scheduled.
 type Scheduling struct {
-	Policy   string `json:"policy"`   // "rr", "fifo", "other"
-	Priority int    `json:"priority"` // real-time priority, or nice value with "other"
-	Detail   string `json:"detail,omitempty"`
+	Class     string `json:"class"`            // realtime, ordinary, demoted (see package sched)
+	Demotions uint64 `json:"demotions"`        // times the thread was over its budget
+	Detail    string `json:"detail,omitempty"` // why it is not realtime
 }
 
 // Node is the machine.
@@ -185,7 +185,7 @@ type Verdict struct {
 	Pod       string  `json:"pod"`
 	Container string  `json:"container"`
 	Axis      string  `json:"axis"`
-	Level     string  `json:"level"`           // ok, watch, violated, unknown
+	Level     string  `json:"level"`           // ok, watch, violated
 	Reason    string  `json:"reason"`          // one sentence for people
 	Evidence  string  `json:"evidence"`        // the figures behind it
 	Blame     []Blame `json:"blame,omitempty"` // largest share first
