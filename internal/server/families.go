@@ -59,7 +59,7 @@ func newFamilies() *families {
 		"Times that a task of the container was put off a CPU while it could still run.",
 		"1 per online or offline container", "namespace", "pod", "container", "class")
 	f.blame = f.add(counter, "cpu_wait_blame_seconds_total",
-		"Time that the online victim pod waited for a CPU while the culprit ran on it. Culprits with an empty namespace are no pods: "+
+		"Time that the online victim pod waited for a CPU while the culprit ran on it; waits under 20 µs are not split. Culprits with an empty namespace are no pods: "+
 			"own, kernel, irq, system, idle, quota, unknown, gone.",
 		"8 per online pod, and one per pair of online victim and culprit that ever met; at most 10000 pairs are shown (see qosagent_blame_pairs_hidden)",
 		"victim_namespace", "victim_pod", "culprit_namespace", "culprit_pod")

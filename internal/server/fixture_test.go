@@ -1,0 +1,164 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/qos-agent/qos-agent/internal/capability"
+	"github.com/qos-agent/qos-agent/internal/knob"
+	"github.com/qos-agent/qos-agent/internal/policy"
+	"github.com/qos-agent/qos-agent/pkg/histogram"
+)
+
+var update = flag.Bool("update", false, "rewrite golden files and generated documents")
+
+// golden compares got with a file, or rewrites it with -update.
+func golden(t *testing.T, path string, got []byte) {
+	t.Helper()
+	if *update {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), string(got)); diff != "" {
+		t.Errorf("%s is not up to date (go test ./internal/server -update), -want +got:\n%s", path, diff)
+	}
+}
+
+// fakeProvider answers with fixed values.
+type fakeProvider struct {
+	state   *State
+	metrics *Metrics
+	health  Health
+	err     error
+}
+
+func (p *fakeProvider) State(context.Context) (*State, error)     { return p.state, p.err }
+func (p *fakeProvider) Metrics(context.Context) (*Metrics, error) { return p.metrics, p.err }
+func (p *fakeProvider) Health() Health                            { return p.health }
+
+var errHung = errors.New("no answer")
+
+func newTestServer(t *testing.T, p Provider, i *Instruments) *Server {
+	t.Helper()
+	s, err := New(Options{Provider: p, Instruments: i, Version: "v1.2.3", Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func waits(ns ...uint64) *WaitTotals {
+	w := &WaitTotals{}
+	for _, v := range ns {
+		w.Hist[histogram.Index(v)]++
+		w.SumNS += v
+	}
+	return w
+}
+
+// fixture is a small node: an online pod that two offline pods hurt, a restarted container, and a pod that nothing matches.
+func fixture() *fakeProvider {
+	noon := time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
+	web := waits(900, 20_000, 1_500_000, 1_500_000, 40_000_000)
+	web.Preempted = 7
+	probes := []capability.Probe{
+		{Name: "bpf", OK: true, Needed: true, Detail: "run-queue programs loaded and attached"},
+		{Name: "resctrl", Detail: "the CPU has none", Lost: "cache and bandwidth partitioning", Fix: "a machine with RDT or QoS extensions"},
+	}
+	metrics := &Metrics{
+		Containers: []ContainerMetrics{
+			{Namespace: "shop", Pod: "web", Container: "nginx", Class: policy.Online, Wait: web,
+				CPU: &CPUTotals{UsageNS: 2_500_000_000, ThrottledNS: 1_000_000}, Memory: &MemoryLevels{WorkingSetBytes: 64 << 20}},
+			// The old and the new instance of one container while it restarts.
+			{Namespace: "batch", Pod: "spark", Container: "exec", Class: policy.Offline, Wait: waits(5_000_000), CPU: &CPUTotals{UsageNS: 1e9}},
+			{Namespace: "batch", Pod: "spark", Container: "exec", Class: policy.Offline, Wait: waits(5_000_000, 9_000_000), CPU: &CPUTotals{UsageNS: 2e9}},
+			{Namespace: "misc", Pod: "other", Container: "x", Class: policy.Unclassified, Wait: waits(1)},
+		},
+		Blame: []BlameMetrics{
+			{"shop", "web", "batch", "spark", 30_000_000},
+			{"shop", "web", "batch", "ffmpeg", 12_000_000},
+			{"shop", "web", "", CulpritKernel, 1_000_000},
+			{"shop", "web", "", CulpritUnknown, 20_000},
+		},
+		Verdicts: []VerdictMetrics{
+			{"shop", "web", "cpu-wait", LevelOK}, {"shop", "web", "cpu-wait", LevelViolated}, {"shop", "web", "memory", LevelWatch},
+		},
+		Pods:  map[policy.Class]int{policy.Online: 1, policy.Offline: 2, policy.Unclassified: 1},
+		Stale: map[string]int{"psi": 1},
+		KnobWrites: []KnobWrites{
+			{knob.CPUIdle, knob.Written, 2}, {knob.CPUSet, knob.Written, 5}, {knob.CPUSet, knob.Gone, 1},
+		},
+		KnobsHeld:    map[knob.Kind]int{knob.CPUIdle: 2, knob.CPUSet: 1},
+		Capabilities: probes,
+		Programs:     []ProgramMetrics{{Name: "sched_switch", RunNS: 65_000_000, Runs: 1_000_000}},
+		Lost:         Lost{Events: 1, ShortWalks: 3},
+		ReadErrors:   map[string]uint64{"memory": 2},
+		Policy:       PolicyMetrics{Name: "default", ID: "sha256:0123abcd", Mode: policy.Enforce, ReloadOK: true, Loaded: noon, Reloads: 2, Refusals: 1},
+		Source:       SourceMetrics{Connected: true, LastSuccess: noon.Add(1500 * time.Millisecond), Failures: 4},
+		Loop:         LoopMetrics{Realtime: true},
+	}
+	state := &State{
+		At: noon,
+		Agent: Agent{Version: "v1.2.3", PID: 42, Started: noon.Add(-time.Hour), Mode: "enforce", IntervalSeconds: 0.1, RunDir: "/run/qos-agent",
+			Scheduling: Scheduling{Class: "realtime"}},
+		Node: Node{Hostname: "node-1", Kernel: "6.18.44", CgroupMode: "hybrid", CgroupRoot: "/sys/fs/cgroup",
+			CPUs: []CPU{{ID: 0}, {ID: 1, Core: 1}}, Capabilities: probes,
+			Signals: NodeSignals{CPU: &NodeCPU{AgeSeconds: 0.05, BusyRatio: 0.9, StealRatio: 0.01}}},
+		Policy: Policy{Name: "default", ID: "sha256:0123abcd", Mode: "enforce", Loaded: noon,
+			Reload: PolicyReload{OK: false, At: noon.Add(time.Minute), Errors: []string{`default.yaml:7: spec.mode: "enforced": want observe or enforce`}}},
+		PodSource: PodSource{Kind: "cri", Endpoint: "unix:///run/containerd/containerd.sock", Connected: true, Listed: true, LastSuccess: noon},
+		Loop:      Loop{Ticks: 36000, Overruns: 1, Events: 12, Lost: Lost{Events: 1, ShortWalks: 3}, Tick: Latency{36000, 0.0004, 0.0011}, Reaction: Latency{12, 0.0006, 0.0012}},
+		Pods: []Pod{
+			{Namespace: "shop", Name: "web", UID: "u1", QoSClass: "Guaranteed", Class: "online", ClassRule: "preset qos-agent", Cgroup: "/kubepods/podu1",
+				Containers: []Container{{Name: "nginx", ID: "c1", PID: 100, Cgroup: "/kubepods/podu1/c1", Signals: Signals{
+					Wait:     &Wait{AgeSeconds: 0.05, SpanSeconds: 1, Count: 5000, SumSeconds: 3.2, P50Seconds: 0.0001, P99Seconds: 0.0151, Preempted: 7},
+					CPU:      &CPUUse{AgeSeconds: 0.05, SpanSeconds: 0.1, UsageCores: 0.8},
+					Memory:   &Memory{AgeSeconds: 0.95, CurrentBytes: 80 << 20, WorkingSetBytes: 64 << 20},
+					Pressure: &Pressure{AgeSeconds: 0.95, SpanSeconds: 1, CPUSomeRatio: 0.4},
+				}}}},
+			{Namespace: "batch", Name: "spark", UID: "u2", Class: "offline", ClassRule: "preset qos-agent", Cgroup: "/kubepods/burstable/podu2"},
+		},
+		Verdicts: []Verdict{{Namespace: "shop", Pod: "web", Container: "nginx", Axis: "cpu-wait", Level: "violated",
+			Reason: "waits too long for a CPU because of batch/spark", Evidence: "p99 15.1ms over 1s, objective 5ms",
+			Blame:    []Blame{{Party{"batch", "spark", "exec"}, 0.9, 2.9}, {Party{Name: CulpritKernel}, 0.1, 0.3}},
+			Culprits: []Party{{"batch", "spark", "exec"}}}},
+		Knobs: []HeldKnob{{Cgroup: "/kubepods/burstable/podu2", Knob: "cpu.idle", Original: "0", Current: "1", Owner: "cpu", Rule: "posture", Pod: "batch/spark", Since: noon}},
+		Notes: []Note{{At: noon, Seq: 36000, Kind: "cut", Pod: "batch/spark", Victim: "shop/web", Cgroup: "/kubepods/burstable/podu2", Knob: "cpuset.cpus",
+			Old: "0-1", New: "0", Rule: "event-cut", Result: "written", Message: "took 1 of 2 cores"}},
+	}
+	health := Health{SinceTick: 50 * time.Millisecond, Interval: 100 * time.Millisecond, Conditions: []Condition{
+		{Name: "policy", OK: true, Required: true, Detail: "default"},
+		{Name: "pods", OK: true, Required: true, Detail: "listed once"},
+		{Name: "psi", OK: false, Detail: "no pressure per group"},
+	}}
+	return &fakeProvider{state: state, metrics: metrics, health: health}
+}
+
+func fixtureInstruments() *Instruments {
+	i := &Instruments{}
+	for range 99 {
+		i.Tick.Observe(400 * time.Microsecond)
+	}
+	i.Tick.Observe(3 * time.Millisecond)
+	i.Reaction.Observe(700 * time.Microsecond)
+	i.Ticks.Store(100)
+	i.Events.Store(2)
+	return i
+}
