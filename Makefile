@@ -1,0 +1,48 @@
+# qos-agent. `make` alone lists the targets.
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+GOFLAGS_BUILD = -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test test-unit test-kernel test-vm deps generate lint bench-load bench-bpf clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## bin/qos-agent, static
+	CGO_ENABLED=0 go build $(GOFLAGS_BUILD) -o bin/qos-agent ./cmd/qos-agent
+
+demo: ## an online service wrecked by offline work and brought back, here and now (root, about a minute)
+	go run ./demo
+
+test: deps ## all tests: unit with -race, this kernel, containerd, Debian's kernels in QEMU
+	go run ./test/runner
+
+test-unit: ## only tests of pure Go
+	go run ./test/runner -layers unit
+
+test-kernel: ## only tests on this machine's kernel and containerd (root)
+	go run ./test/runner -layers kernel
+
+test-vm: ## only tests on Debian's 6.1 and 6.12 in QEMU (no root, no KVM)
+	go run ./test/runner -layers vm
+
+deps: ## install the Debian packages that tests and benches need, if any is missing
+	./test/deps.sh
+
+generate: ## BPF objects and generated references
+	go generate ./...
+
+lint: ## gofmt and vet
+	@out=$$(gofmt -l .); if [ -n "$$out" ]; then echo "gofmt:"; echo "$$out"; exit 1; fi
+	go vet ./...
+	CGO_ENABLED=0 go vet -tags vmguest ./test/vm/...
+
+bench-load: ## what the load generator itself adds to latency
+	go run ./bench/load/loadgen -self-check
+
+bench-bpf: ## cost of the BPF programs per event (root)
+	go run ./bench/bpfcost
+
+clean: ## remove what was built
+	rm -rf bin demo/out

@@ -1,0 +1,228 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/qos-agent/qos-agent/test/features"
+	"github.com/qos-agent/qos-agent/test/vm"
+	"github.com/qos-agent/qos-agent/test/vm/wire"
+)
+
+const (
+	module     = "github.com/qos-agent/qos-agent/"
+	containerd = module + "test/containerd" // packages that use it need more of a machine than the guest is
+	jobTimeout = 8 * time.Minute
+)
+
+// virtual runs the kernel tests on a kernel of Debian in a virtual machine with cgroup v2.
+func (r *runner) virtual(ctx context.Context, series string) error {
+	name := "linux-" + series
+	if !features.Probe()["qemu"] {
+		r.tally.skip(name, "needs qemu: qemu-system-x86_64 is not installed")
+		return nil
+	}
+	cache, err := vm.CacheDir()
+	if err != nil {
+		return err
+	}
+	kernel, err := vm.DebianKernel(ctx, cache, series)
+	if errors.Is(err, vm.ErrNoKernel) {
+		r.tally.skip(name, "needs a kernel: "+err.Error())
+		return nil
+	}
+	if err != nil {
+		r.tally.fail(name, err.Error())
+		return nil
+	}
+	jobs, machine, err := r.guest(ctx)
+	if err != nil {
+		r.tally.fail(name, err.Error())
+		return nil
+	}
+	machine.Kernel = kernel.Image
+	return r.boot(ctx, name, machine, jobs)
+}
+
+// guest builds what goes into the machine.
+func (r *runner) guest(ctx context.Context) ([]vm.Job, *vm.Machine, error) {
+	build := func(args ...string) error {
+		cmd := exec.CommandContext(ctx, "go", args...)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		_, err := output(cmd)
+		return err
+	}
+	m := &vm.Machine{Init: filepath.Join(r.dir, "init"), Files: map[string]string{}}
+	if err := build("build", "-o", m.Init, "./test/vm/init"); err != nil {
+		return nil, nil, err
+	}
+	agent := filepath.Join(r.dir, "qos-agent")
+	if err := build("build", "-trimpath", "-ldflags=-s -w", "-o", agent, "./cmd/qos-agent"); err != nil {
+		return nil, nil, err
+	}
+	m.Files["/bin/qos-agent"] = agent
+
+	// The guest's own tests come first: when they fail, the others' failures mean nothing.
+	jobs := []vm.Job{{Name: module + "test/vm/smoke"}}
+	for _, p := range r.packages {
+		if len(p.kernelFiles()) == 0 || slices.Contains(p.TestImports, containerd) || slices.Contains(p.XTestImports, containerd) {
+			continue
+		}
+		names, err := testNames(p.kernelFiles())
+		if err != nil {
+			return nil, nil, err
+		}
+		job := vm.Job{Name: p.ImportPath, Args: []string{"-test.run=^(" + strings.Join(names, "|") + ")$"}}
+		if data := filepath.Join(p.Dir, "testdata"); isDir(data) {
+			job.Data = data
+		}
+		jobs = append(jobs, job)
+	}
+	for i := range jobs {
+		job := &jobs[i]
+		job.Binary = filepath.Join(r.dir, fmt.Sprintf("%d.test", i))
+		// Stripped: the guest has to hold it all in memory.
+		if err := build("test", "-c", "-tags=vmguest", "-ldflags=-s -w", "-o", job.Binary, job.Name); err != nil {
+			return nil, nil, err
+		}
+		job.Timeout = jobTimeout
+		job.Args = append(job.Args, "-test.v=test2json", fmt.Sprint("-test.timeout=", jobTimeout-30*time.Second))
+		job.Env = []string{"QOS_AGENT_TEST_VM=1", "QOS_AGENT_BIN=/bin/qos-agent"}
+	}
+	return jobs, m, nil
+}
+
+// testNames are the test functions in the files.
+func testNames(files []string) ([]string, error) {
+	var names []string
+	for _, file := range files {
+		tree, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
+		if err != nil {
+			return nil, err
+		}
+		for _, d := range tree.Decls {
+			if f, ok := d.(*ast.FuncDecl); ok && f.Recv == nil && strings.HasPrefix(f.Name.Name, "Test") && f.Name.Name != "TestMain" {
+				names = append(names, f.Name.Name)
+			}
+		}
+	}
+	return names, nil
+}
+
+func isDir(name string) bool {
+	info, err := os.Stat(name)
+	return err == nil && info.IsDir()
+}
+
+// boot runs the jobs and counts what their tests say.
+func (r *runner) boot(ctx context.Context, name string, machine *vm.Machine, jobs []vm.Job) error {
+	var (
+		has   map[string]bool
+		conv  *converter
+		ended = make([]bool, len(jobs))
+		start time.Time
+		layer = name + " "
+		fault error
+	)
+	err := machine.Run(ctx, jobs, func(rec wire.Record) {
+		switch rec.Kind {
+		case wire.Hello:
+			fmt.Printf("     %s is up\n", rec.Release)
+			has = rec.Features
+		case wire.Start:
+			start = time.Now()
+			c, err := newConverter(ctx, jobs[rec.Job].Name, func(e event) { r.tally.event(layer, has, e) })
+			if err != nil {
+				fault = errors.Join(fault, err)
+			}
+			conv = c
+		case wire.Output:
+			if conv != nil {
+				conv.write(rec.Data)
+			}
+		case wire.End:
+			ended[rec.Job] = true
+			job := jobs[rec.Job].Name
+			if conv != nil {
+				fault = errors.Join(fault, conv.close())
+			}
+			action := "pass"
+			if rec.Timeout {
+				r.tally.event(layer, has, event{Action: "output", Package: job, Output: fmt.Sprintf("killed after %v\n", jobTimeout)})
+			}
+			if rec.Exit != 0 || rec.Timeout {
+				action = "fail"
+				r.tally.event(layer, has, event{Action: "output", Package: job, Output: fmt.Sprintf("exit code %d\n", rec.Exit)})
+			}
+			r.tally.event(layer, has, event{Action: action, Package: job, Elapsed: time.Since(start).Seconds()})
+			if len(rec.Left) > 0 {
+				r.tally.fail(layer+job+" left behind", strings.Join(rec.Left, "\n"))
+			}
+		}
+	})
+	if context.Cause(ctx) != nil {
+		return context.Cause(ctx)
+	}
+	if err = errors.Join(err, fault); err != nil {
+		r.tally.fail(name, err.Error())
+	}
+	for i, job := range jobs {
+		if !ended[i] {
+			r.tally.event(layer, has, event{Action: "output", Package: job.Name, Output: "the machine ended before these tests did\n"})
+			r.tally.event(layer, has, event{Action: "fail", Package: job.Name})
+		}
+	}
+	return nil
+}
+
+// converter turns the output of a test binary into events, by Go's own test2json.
+type converter struct {
+	cmd  *exec.Cmd
+	in   io.WriteCloser
+	done chan error
+}
+
+func newConverter(ctx context.Context, pkg string, on func(event)) (*converter, error) {
+	cmd := exec.CommandContext(ctx, "go", "tool", "test2json", "-p", pkg)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	c := &converter{cmd, in, make(chan error, 1)}
+	go func() {
+		c.done <- readEvents(out, func(e event) {
+			// The end of the package is told by its exit code, which the converter does not know.
+			if e.Test != "" || e.Action == "output" {
+				on(e)
+			}
+		})
+	}()
+	return c, nil
+}
+
+func (c *converter) write(p []byte) {
+	_, _ = c.in.Write(p) // its end is noticed by close
+}
+
+func (c *converter) close() error {
+	_ = c.in.Close()
+	return errors.Join(<-c.done, c.cmd.Wait())
+}
