@@ -1,0 +1,225 @@
+package judge
+
+import (
+	"time"
+
+	"github.com/qos-agent/qos-agent/internal/policy"
+	"github.com/qos-agent/qos-agent/internal/signal"
+)
+
+// State is what the judge remembers between steps: a sliding window for each online container. The zero value is ready.
+type State struct {
+	tracks []*track          // by index into Containers; nil for what is not online
+	byID   map[uint32]*track // by ContainerID
+	podAt  map[uint32]int    // PodID -> index into Pods
+	steal  sums              // node: stolen, total CPU time
+
+	verdicts []Verdict // reused
+	shares   []Share   // backs the verdicts' shares; reused
+	findings []Finding // reused
+}
+
+// track is one online container's windows.
+type track struct {
+	sample int
+	since  time.Duration // first seen
+	waits  waits
+	quota  sums // throttled periods, periods
+	memory sums // stalled µs, µs
+	io     sums
+	levels [axes]standing
+}
+
+// standing is a level and when it was reached.
+type standing struct {
+	known bool
+	level Level
+	since time.Duration
+}
+
+// reach notes the level of this step and returns since when it has held.
+func (s *standing) reach(l Level, now time.Duration) time.Duration {
+	if !s.known || s.level != l {
+		*s = standing{known: true, level: l, since: now}
+	}
+	return s.since
+}
+
+// Step judges one step. Findings are about the view's events, in their order; verdicts exist for ticks only, in the order of
+// Containers, then of axes. Both are valid until the next step.
+func (s *State) Step(v *View) ([]Verdict, []Finding) {
+	if v.Changed {
+		s.sync(v)
+	}
+	s.findings = s.findings[:0]
+	for i := range v.Events {
+		if f, ok := s.find(v, i); ok {
+			s.findings = append(s.findings, f)
+		}
+	}
+	if v.Trigger != signal.Tick {
+		return nil, s.findings
+	}
+
+	s.verdicts, s.shares = s.verdicts[:0], s.shares[:0]
+	w := v.Spec.Judge.Window.D()
+	n := &v.Node.CPU
+	if n.At != 0 {
+		total := uint64(n.Span) * uint64(len(v.Node.Topology.CPUs))
+		s.steal.add(n.At, n.Span, w, pair{n.StealNS, total})
+	}
+	for i, t := range s.tracks {
+		if t == nil {
+			continue
+		}
+		s.fold(v, i, t, w)
+		s.judge(v, i, t)
+	}
+	return s.verdicts, s.findings
+}
+
+// Reading is the present window of an online container, for whoever wants to compare it with a later one.
+type Reading struct {
+	P99     time.Duration
+	Samples uint64
+	Events  uint64        // single waits beyond the bound
+	Window  time.Duration // the time covered; 0: nothing yet
+}
+
+// Read gives the present window of the container at index i; ok is false for one that is not online.
+func (s *State) Read(i int) (r Reading, ok bool) {
+	if i < 0 || i >= len(s.tracks) || s.tracks[i] == nil {
+		return Reading{}, false
+	}
+	w := &s.tracks[i].waits
+	return Reading{P99: w.all.P99(), Samples: w.all.Total(), Events: w.events[0], Window: w.covered}, true
+}
+
+// Index finds an online container by its ContainerID.
+func (s *State) Index(id uint32) (i int, ok bool) {
+	t, ok := s.byID[id]
+	if !ok {
+		return -1, false
+	}
+	return t.sample, true
+}
+
+// PodIndex finds a pod of the present view by its PodID.
+func (s *State) PodIndex(id uint32) (i int, ok bool) {
+	i, ok = s.podAt[id]
+	return i, ok
+}
+
+// sync follows containers and pods to their new indexes, and forgets those that are gone or no longer online.
+func (s *State) sync(v *View) {
+	if s.byID == nil {
+		s.byID, s.podAt = make(map[uint32]*track), make(map[uint32]int)
+	}
+	clear(s.podAt)
+	for i, id := range v.PodID {
+		s.podAt[id] = i
+	}
+	for _, t := range s.byID {
+		t.sample = -1
+	}
+	s.tracks = s.tracks[:0]
+	for i := range v.Containers {
+		var t *track
+		if v.Online(i) {
+			t = s.byID[v.ContainerID[i]]
+			if t == nil {
+				t = &track{since: v.Now}
+				s.byID[v.ContainerID[i]] = t
+			}
+			t.sample = i
+			t.waits.follow(s.podAt)
+		}
+		s.tracks = append(s.tracks, t)
+	}
+	for id, t := range s.byID {
+		if t.sample < 0 {
+			delete(s.byID, id)
+		}
+	}
+}
+
+// fold takes what is new of a container into its windows.
+func (s *State) fold(v *View, i int, t *track, w time.Duration) {
+	c := &v.Containers[i]
+	if c.Wait.At != 0 {
+		t.waits.add(v, i, w)
+	}
+	if c.CPU.At != 0 {
+		t.quota.add(c.CPU.At, c.CPU.Span, w, pair{c.CPU.ThrottledPeriods, c.CPU.Periods})
+	}
+	if p := &c.PSI; p.At != 0 {
+		us := uint64(p.Span / time.Microsecond)
+		t.memory.add(p.At, p.Span, w, pair{p.Memory.SomeUS, us})
+		t.io.add(p.At, p.Span, w, pair{p.IO.SomeUS, us})
+	}
+}
+
+// judge appends the container's verdicts, one for each axis that has an objective.
+func (s *State) judge(v *View, i int, t *track) {
+	o, c := &v.Spec.Objectives, &v.Containers[i]
+	if o.CPUWaitP99 > 0 {
+		s.append(v, i, t, s.cpu(v, i, t))
+	}
+	if !v.Node.Caps.GroupPSI {
+		return
+	}
+	if o.MemoryStallPercent > 0 {
+		s.append(v, i, t, stall(v, Memory, c.PSI.At, &t.memory, o.MemoryStallPercent))
+	}
+	if o.IOStallPercent > 0 {
+		s.append(v, i, t, stall(v, IO, c.PSI.At, &t.io, o.IOStallPercent))
+	}
+}
+
+func (s *State) append(v *View, i int, t *track, vd Verdict) {
+	vd.Sample, vd.Pod = i, v.Containers[i].Pod
+	vd.Since = t.levels[vd.Axis].reach(vd.Level, v.Now)
+	if vd.Reason == Unmeasured {
+		vd.Since = min(vd.Since, t.since)
+	}
+	s.verdicts = append(s.verdicts, vd)
+}
+
+// freshness says whether a signal read at at may be judged.
+func freshness(v *View, at time.Duration) Reason {
+	switch {
+	case at == 0:
+		return Unmeasured
+	case v.Now-at > v.Spec.Safety.StaleAfter.D():
+		return Stale
+	}
+	return None
+}
+
+// grade compares a value with its objective.
+func grade(value, objective int64, j *policy.Judge) Level {
+	switch {
+	case value > objective:
+		return Violated
+	case value*100 > objective*int64(j.WatchPercent):
+		return Watch
+	}
+	return OK
+}
+
+// stall judges a PSI total. Nobody is named: pressure does not say whose it is.
+func stall(v *View, axis Axis, at time.Duration, w *sums, percent float64) Verdict {
+	vd := Verdict{Axis: axis}
+	if r := freshness(v, at); r != None {
+		vd.Level, vd.Reason = Unknown, r
+		return vd
+	}
+	vd.Window = w.covered
+	vd.StallPermille = permille(w.all[0], w.all[1])
+	vd.StallObjective = int(percent * 10)
+	vd.Level = grade(int64(vd.StallPermille), int64(vd.StallObjective), &v.Spec.Judge)
+	if vd.Level != OK {
+		vd.Reason = Pressure
+	}
+	return vd
+}

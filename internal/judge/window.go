@@ -1,0 +1,142 @@
+package judge
+
+import (
+	"time"
+
+	"github.com/qos-agent/qos-agent/internal/signal"
+	"github.com/qos-agent/qos-agent/pkg/histogram"
+)
+
+// Tally is a histogram of waits to which samples are added and of which the 99th percentile is asked often. Counts are 32 bits
+// wide: a window of a minute would have to see 70 million dispatches a second to overflow them. The zero value is empty.
+type Tally struct {
+	counts [histogram.Buckets]uint32
+	total  uint64
+	top    int // no bucket above it is in use
+}
+
+// Add counts the waits of a sample.
+func (t *Tally) Add(buckets []signal.Bucket) {
+	for _, b := range buckets {
+		if int(b.Index) >= histogram.Buckets {
+			continue
+		}
+		t.counts[b.Index] += b.Count
+		t.total += uint64(b.Count)
+		t.top = max(t.top, int(b.Index))
+	}
+}
+
+// Total is how many waits were counted.
+func (t *Tally) Total() uint64 { return t.total }
+
+// Reset empties the tally.
+func (t *Tally) Reset() {
+	clear(t.counts[:t.top+1])
+	t.total, t.top = 0, 0
+}
+
+// P99 is the 99th percentile, interpolated inside its bucket; 0 for an empty tally. A percentile in the overflow bucket is
+// its lower bound. It reads from the top, where the answer is, and counts in integers so that every machine gets the same.
+func (t *Tally) P99() time.Duration {
+	if t.total == 0 {
+		return 0
+	}
+	rank := (t.total*99 + 99) / 100 // the least number of waits that is at least 99 % of them
+	below := t.total
+	for i := t.top; i >= 0; i-- {
+		n := uint64(t.counts[i])
+		if n == 0 {
+			continue
+		}
+		below -= n
+		if below >= rank {
+			continue
+		}
+		lo := histogram.Lower(i)
+		if i == histogram.Overflow {
+			return time.Duration(lo)
+		}
+		return time.Duration(lo + (rank-below)*(histogram.Upper(i)-lo)/n)
+	}
+	return 0
+}
+
+// Floor is a lower bound of the longest wait.
+func (t *Tally) Floor() time.Duration { return time.Duration(histogram.Lower(t.top)) }
+
+// span keeps the time that a sliding window covers. A window is two halves: the younger one fills up to W/2 and then pushes the
+// older one out, so that both together cover between W/2 and W (plus a tick) at all times. That costs two sums instead of one
+// per tick, and no subtraction of old ticks that would have to be kept.
+type span struct {
+	at             time.Duration // of the newest sample; 0: none yet
+	covered, young time.Duration // by both halves, by the younger alone
+}
+
+// move is what a new sample does to the halves before it is added.
+type move uint8
+
+const (
+	repeat move = iota // not new: add nothing
+	grow               // goes into the younger half
+	turn               // the younger half becomes the older one first
+	reset              // both halves are of the past: begin anew
+)
+
+// next takes a sample read at at, covering d, into a window of w. Whatever lies before a hole of more than half a window, before a
+// clock that ran backwards, or before a sample that covers a window by itself, is no longer part of the present.
+func (s *span) next(at, d, w time.Duration) move {
+	if at == s.at {
+		return repeat
+	}
+	m := grow
+	switch hole := at - d - s.at; {
+	case s.at == 0, at < s.at, hole > w/2, d >= w:
+		m = reset
+		s.covered, s.young = 0, 0
+	case s.young >= w/2:
+		m = turn
+		s.covered, s.young = s.young, 0
+	}
+	s.at = at
+	s.covered += d
+	s.young += d
+	return m
+}
+
+// pair is two counters that are summed over the same window.
+type pair [2]uint64
+
+// sums is a sliding window over a pair of counters.
+type sums struct {
+	span
+	all, recent pair
+}
+
+// add takes the deltas of a sample into the window.
+func (s *sums) add(at, d, w time.Duration, p pair) {
+	switch s.next(at, d, w) {
+	case repeat:
+		return
+	case turn:
+		s.all, s.recent = s.recent, pair{}
+	case reset:
+		s.all, s.recent = pair{}, pair{}
+	}
+	for i, n := range p {
+		s.all[i] += n
+		s.recent[i] += n
+	}
+}
+
+// permille is part of whole in thousandths, rounded down; 0 of nothing is 0.
+func permille(part, whole uint64) int {
+	if whole == 0 {
+		return 0
+	}
+	for whole > 1<<53 { // keep part*1000 inside 64 bits
+		part >>= 1
+		whole >>= 1
+	}
+	return int(part * 1000 / whole)
+}
