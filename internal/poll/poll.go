@@ -12,24 +12,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Poller waits for its timer, its wake-ups and one more descriptor. Wait belongs to one goroutine; Wake may be called from any.
+// Poller waits for its timer, its alarm, its wake-ups and one more descriptor. Wait belongs to one goroutine; Wake may be called from any.
 type Poller struct {
-	epoll, timer, wake int
-	extra              int
-	events             [3]unix.EpollEvent
-	buf                [8]byte
+	epoll, timer, alarm, wake int
+	extra                     int
+	alarmAt                   time.Duration // as set last; 0: off
+	events                    [4]unix.EpollEvent
+	buf                       [8]byte
 }
 
 // Ready says what woke the poller.
 type Ready struct {
 	Ticks uint64 // timer periods that have passed since the last Wait; more than 1 means that ticks were missed
+	Alarm bool   // the alarm's time has come
 	Woken bool   // Wake was called
 	Extra bool   // the extra descriptor is readable
 }
 
 // New makes a poller that ticks every interval. extra is a descriptor to watch for reading, or -1.
 func New(interval time.Duration, extra int) (*Poller, error) {
-	p := &Poller{epoll: -1, timer: -1, wake: -1, extra: extra}
+	p := &Poller{epoll: -1, timer: -1, alarm: -1, wake: -1, extra: extra}
 	if err := p.open(interval); err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
@@ -47,10 +49,13 @@ func (p *Poller) open(interval time.Duration) (err error) {
 	if err = unix.TimerfdSettime(p.timer, 0, &unix.ItimerSpec{Interval: spec, Value: spec}, nil); err != nil {
 		return fmt.Errorf("timerfd interval %v: %w", interval, err)
 	}
+	if p.alarm, err = unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_CLOEXEC|unix.TFD_NONBLOCK); err != nil {
+		return fmt.Errorf("timerfd: %w", err)
+	}
 	if p.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
 		return fmt.Errorf("eventfd: %w", err)
 	}
-	for _, fd := range []int{p.timer, p.wake, p.extra} {
+	for _, fd := range []int{p.timer, p.alarm, p.wake, p.extra} {
 		if fd < 0 {
 			continue
 		}
@@ -76,6 +81,10 @@ func (p *Poller) Wait() (Ready, error) {
 		switch int(ev.Fd) {
 		case p.timer:
 			r.Ticks = p.drain(p.timer)
+		case p.alarm:
+			p.drain(p.alarm)
+			p.alarmAt = 0
+			r.Alarm = true
 		case p.wake:
 			p.drain(p.wake)
 			r.Woken = true
@@ -84,6 +93,20 @@ func (p *Poller) Wait() (Ready, error) {
 		}
 	}
 	return r, nil
+}
+
+// SetAlarm asks for one more wake-up at a time of CLOCK_MONOTONIC, at once if it has passed; 0 takes the wish back. It belongs to
+// the goroutine of Wait, and costs nothing when nothing changes.
+func (p *Poller) SetAlarm(at time.Duration) error {
+	if at == p.alarmAt {
+		return nil
+	}
+	p.alarmAt = at
+	spec := unix.ItimerSpec{Value: unix.NsecToTimespec(int64(at))}
+	if err := unix.TimerfdSettime(p.alarm, unix.TFD_TIMER_ABSTIME, &spec, nil); err != nil {
+		return fmt.Errorf("alarm: %w", err)
+	}
+	return nil
 }
 
 // drain reads the counter of a timerfd or eventfd. Both are non-blocking: a spurious wake-up reads as 0.
@@ -105,7 +128,7 @@ func (p *Poller) Wake() {
 // Close frees the descriptors. The extra one is the caller's.
 func (p *Poller) Close() error {
 	var errs []error
-	for _, fd := range []*int{&p.epoll, &p.timer, &p.wake} {
+	for _, fd := range []*int{&p.epoll, &p.timer, &p.alarm, &p.wake} {
 		if *fd >= 0 {
 			errs = append(errs, unix.Close(*fd))
 			*fd = -1

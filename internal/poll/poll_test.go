@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/qos-agent/qos-agent/internal/clock"
 	"golang.org/x/sys/unix"
 )
 
@@ -42,6 +43,33 @@ func TestMissedTicksAreCounted(t *testing.T) {
 	r, err := p.Wait()
 	if err != nil || r.Ticks < 2 {
 		t.Fatalf("after ten periods: %+v, %v", r, err)
+	}
+}
+
+func TestAlarmRingsOnceAndCanBeTakenBack(t *testing.T) {
+	p, err := New(time.Hour, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	now := clock.System{}.Now()
+	for _, at := range []time.Duration{now + time.Hour, 0, now + time.Millisecond} {
+		if err := p.SetAlarm(at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if r, err := p.Wait(); err != nil || !r.Alarm || (clock.System{}).Now() < now+time.Millisecond {
+		t.Fatalf("after the alarm's time: %+v, %v", r, err)
+	}
+	if err := p.SetAlarm(now); err != nil { // in the past: at once
+		t.Fatal(err)
+	}
+	if r, err := p.Wait(); err != nil || !r.Alarm {
+		t.Fatalf("after an alarm in the past: %+v, %v", r, err)
+	}
+	go p.Wake()
+	if r, err := p.Wait(); err != nil || r.Alarm || !r.Woken {
+		t.Fatalf("the alarm rings again: %+v, %v", r, err)
 	}
 }
 
