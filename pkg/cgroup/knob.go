@@ -42,7 +42,7 @@ type layout struct {
 }
 
 // The freezer of v1 shows in freezer.state whether a parent is frozen too; what was set on the group itself is in
-// freezer.self_freezing. A weight cannot be told from the text of its file alone: with cpu.idle the kernel shows 0 or 3 there.
+// freezer.self_freezing. A weight cannot be told from the text of its file alone: with cpu.idle the kernel shows 0, 1 or 3 there.
 var (
 	layoutsV1 = [settings]layout{
 		Idle:   {CPU, []string{"cpu.idle"}, false},

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"syscall"
 	"testing"
 
@@ -16,13 +17,13 @@ import (
 // must give errno; without a file it makes ("mkdir") or removes ("rmdir") the group.
 type op struct {
 	group, file, text string
-	want              string
+	want              []string // any of them
 	errno             syscall.Errno
 }
 
 func write(group, file, text string) op { return op{group: group, file: file, text: text} }
 func refused(group, file, text string, errno syscall.Errno) op {
-	return op{group, file, text, "", errno}
+	return op{group, file, text, nil, errno}
 }
 func shows(group, file, want string) op { return op{group: group, file: file, want: want} }
 func mkdir(group string) op             { return op{group: group, text: "mkdir"} }
@@ -51,9 +52,9 @@ var rules = []struct {
 		write("a", "cpu.idle", "1"), write("a", "cpu.idle", "0"), shows("a", "cpu.shares", "1024\n"),
 		write("a", "cpu.idle", "1"), write("a/c", "cpu.shares", "5"), shows("a/c", "cpu.shares", "5\n"),
 	}},
-	{"idle hides and resets the weight, v2", false, true, []op{
+	{"idle hides and resets the weight, v2", false, true, []op{ // hidden is 0 up to some kernel between 6.1 and 6.12, then 1
 		mkdir("a"), mkdir("a/c"), write("a", "cpu.weight", "50"), write("a", "cpu.idle", "0"), shows("a", "cpu.weight", "50\n"),
-		write("a", "cpu.idle", "1"), shows("a", "cpu.weight", "0\n"), refused("a", "cpu.weight", "50", unix.EINVAL),
+		write("a", "cpu.idle", "1"), shows("a", "cpu.weight", "0\n", "1\n"), refused("a", "cpu.weight", "50", unix.EINVAL),
 		write("a", "cpu.idle", "1"), write("a", "cpu.idle", "0"), shows("a", "cpu.weight", "100\n"),
 		write("a", "cpu.idle", "1"), write("a/c", "cpu.weight", "5"), shows("a/c", "cpu.weight", "5\n"),
 	}},
@@ -173,7 +174,7 @@ func (o op) run(w World) error {
 		err = w.Rmdir(group)
 	case o.text == "":
 		got, err := w.Read(group, o.file)
-		if err != nil || got != o.want {
+		if err != nil || !slices.Contains(o.want, got) {
 			return fmt.Errorf("%s/%s shows %q, %v, want %q", o.group, o.file, got, err, o.want)
 		}
 		return nil
