@@ -11,6 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/qos-agent/qos-agent/internal/judge"
 	"github.com/qos-agent/qos-agent/internal/knob"
 	"github.com/qos-agent/qos-agent/internal/policy"
 	"github.com/qos-agent/qos-agent/pkg/histogram"
@@ -193,13 +194,20 @@ func keepLargest(rows map[blameKey]uint64, n int) (removed int) {
 }
 
 func (c *collector) collectVerdicts(e emitter, m *Metrics) {
-	worst := make(map[[3]string]Level, len(m.Verdicts))
-	for _, v := range m.Verdicts {
-		key := [3]string{v.Namespace, v.Pod, v.Axis}
-		worst[key] = max(worst[key], v.Level)
+	type key struct {
+		namespace, pod string
+		axis           judge.Axis
 	}
-	for key, level := range worst {
-		e.value(c.verdict, float64(level), key[:]...)
+	worst := make(map[key]judge.Level, len(m.Verdicts))
+	for _, v := range m.Verdicts {
+		if v.Level == judge.Unknown {
+			continue
+		}
+		k := key{v.Namespace, v.Pod, v.Axis}
+		worst[k] = max(worst[k], v.Level)
+	}
+	for k, level := range worst {
+		e.value(c.verdict, float64(level), k.namespace, k.pod, k.axis.String())
 	}
 }
 
@@ -210,6 +218,7 @@ func (c *collector) collectPods(e emitter, m *Metrics) {
 	e.flag(c.sourceConnected, m.Source.Connected)
 	e.timestamp(c.sourceSuccess, m.Source.LastSuccess)
 	e.count(c.sourceFailures, m.Source.Failures)
+	e.value(c.unresolved, float64(m.Source.Unresolved))
 }
 
 func (c *collector) collectKnobs(e emitter, m *Metrics) {
@@ -247,8 +256,12 @@ func (c *collector) collectKernelSide(e emitter, m *Metrics) {
 		e.seconds(c.bpfRunSeconds, p.RunNS, p.Name)
 		e.count(c.bpfRuns, p.Runs, p.Name)
 	}
-	e.count(c.lostEvents, m.Lost.Events)
-	e.count(c.shortWalks, m.Lost.ShortWalks)
+	for cause, n := range map[string]uint64{
+		"ring-full": m.Lost.Events, "suppressed": m.Lost.Suppressed, "short-walk": m.Lost.ShortWalks,
+		"bad-stamp": m.Lost.BadStamps, "quota-table-full": m.Lost.QuotaLost,
+	} {
+		e.count(c.lost, n, cause)
+	}
 	e.value(c.unmeasured, float64(m.Lost.Unmeasured))
 }
 

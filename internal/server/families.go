@@ -35,12 +35,13 @@ type families struct {
 	wait, preemptions, usage, throttled, workingSet, stale *family
 	blame, verdict                                         *family
 	pods, sourceConnected, sourceSuccess, sourceFailures   *family
+	unresolved                                             *family
 	knobWrites, knobsHeld                                  *family
 	policyInfo, enforcing                                  *family
 	reloadSuccess, reloads, refusals, policyLoaded         *family
 	capability                                             *family
 	bpfRunSeconds, bpfRuns                                 *family
-	lostEvents, shortWalks, unmeasured, readErrors         *family
+	lost, unmeasured, readErrors                           *family
 	tick, overruns, events, reaction, realtime, demotions  *family
 	logDropped, snapshotSuccess, blameDropped, buildInfo   *family
 }
@@ -93,7 +94,9 @@ func newFamilies() *families {
 	f.sourceSuccess = f.add(gauge, "pod_source_last_success_timestamp_seconds",
 		"When the last complete list of pods was had; 0 if never.", "1")
 	f.sourceFailures = f.add(counter, "pod_source_failures_total",
-		"Connections to the pod source, lists and inspections that failed.", "1")
+		"Times that the pod source stopped answering.", "1")
+	f.unresolved = f.add(gauge, "pod_source_unresolved",
+		"Running containers that are not seen because their group is not known, and static pods whose group does not exist.", "1")
 
 	f.section = "What the agent does"
 	f.knobWrites = f.add(counter, "knob_writes_total",
@@ -133,9 +136,11 @@ func newFamilies() *families {
 		"CPU time of the BPF program, by the kernel's BPF statistics; 0 while they are off.", "1 per BPF program", "program")
 	f.bpfRuns = f.add(counter, "bpf_runs_total",
 		"Runs of the BPF program, by the kernel's BPF statistics; 0 while they are off.", "1 per BPF program", "program")
-	f.lostEvents = f.add(counter, "lost_events_total", "Events that the kernel could not deliver because the ring buffer was full.", "1")
-	f.shortWalks = f.add(counter, "short_walks_total",
-		"Waits whose beginning the kernel's log of switches no longer held: that part is blamed on unknown.", "1")
+	f.lost = f.add(counter, "lost_total",
+		"What the kernel side could not deliver: ring-full (events), suppressed (events of a victim too soon after the one before), "+
+			"short-walk (waits whose beginning the log of switches no longer held: that part is blamed on unknown), "+
+			"bad-stamp (waits whose stamp was wrong), quota-table-full (throttlings that were not noted).",
+		"1 per cause", "cause")
 	f.unmeasured = f.add(gauge, "unmeasured_containers", "Containers whose wait is not measured because every slot is taken.", "1")
 
 	f.section = "The exporter"

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/qos-agent/qos-agent/internal/capability"
+	"github.com/qos-agent/qos-agent/internal/judge"
 	"github.com/qos-agent/qos-agent/internal/knob"
 	"github.com/qos-agent/qos-agent/internal/policy"
 	"github.com/qos-agent/qos-agent/pkg/histogram"
@@ -98,7 +99,8 @@ func fixture() *fakeProvider {
 			{"shop", "web", "", CulpritUnknown, 20_000},
 		},
 		Verdicts: []VerdictMetrics{
-			{"shop", "web", "cpu-wait", LevelOK}, {"shop", "web", "cpu-wait", LevelViolated}, {"shop", "web", "memory", LevelWatch},
+			{"shop", "web", judge.CPU, judge.Violated}, {"shop", "web", judge.CPU, judge.OK}, {"shop", "web", judge.CPU, judge.Unknown},
+			{"shop", "web", judge.Memory, judge.Watch}, {"shop", "web", judge.IO, judge.Unknown},
 		},
 		Pods:  map[policy.Class]int{policy.Online: 1, policy.Offline: 2, policy.Unclassified: 1},
 		Stale: map[string]int{"psi": 1},
@@ -123,7 +125,7 @@ func fixture() *fakeProvider {
 			Signals: NodeSignals{CPU: &NodeCPU{AgeSeconds: 0.05, BusyRatio: 0.9, StealRatio: 0.01}}},
 		Policy: Policy{Name: "default", ID: "sha256:0123abcd", Mode: "enforce", Loaded: noon,
 			Reload: PolicyReload{OK: false, At: noon.Add(time.Minute), Errors: []string{`default.yaml:7: spec.mode: "enforced": want observe or enforce`}}},
-		PodSource: PodSource{Kind: "cri", Endpoint: "unix:///run/containerd/containerd.sock", Connected: true, Listed: true, LastSuccess: noon},
+		PodSource: PodSource{Kind: "cri", Source: "unix:///run/containerd/containerd.sock", Runtime: "containerd 1.6.20", Connected: true, Since: noon, LastSuccess: noon},
 		Loop:      Loop{Ticks: 36000, Overruns: 1, Events: 12, Lost: Lost{Events: 1, ShortWalks: 3}, Tick: Latency{36000, 0.0004, 0.0011}, Reaction: Latency{12, 0.0006, 0.0012}},
 		Pods: []Pod{
 			{Namespace: "shop", Name: "web", UID: "u1", QoSClass: "Guaranteed", Class: "online", ClassRule: "preset qos-agent", Cgroup: "/kubepods/podu1",
@@ -135,8 +137,8 @@ func fixture() *fakeProvider {
 				}}}},
 			{Namespace: "batch", Name: "spark", UID: "u2", Class: "offline", ClassRule: "preset qos-agent", Cgroup: "/kubepods/burstable/podu2"},
 		},
-		Verdicts: []Verdict{{Namespace: "shop", Pod: "web", Container: "nginx", Axis: "cpu-wait", Level: "violated",
-			Reason: "waits too long for a CPU because of batch/spark", Evidence: "p99 15.1ms over 1s, objective 5ms",
+		Verdicts: []Verdict{{Namespace: "shop", Pod: "web", Container: "nginx", Axis: "cpu", Level: "violated", SinceSeconds: 2.5,
+			Reason: "contention", Evidence: Evidence{Samples: 5000, WindowSeconds: 1, P99Seconds: 0.0151, ObjectiveSeconds: 0.005, AttributedSeconds: 3.2},
 			Blame:    []Blame{{Party{"batch", "spark", "exec"}, 0.9, 2.9}, {Party{Name: CulpritKernel}, 0.1, 0.3}},
 			Culprits: []Party{{"batch", "spark", "exec"}}}},
 		Knobs: []HeldKnob{{Cgroup: "/kubepods/burstable/podu2", Knob: "cpu.idle", Original: "0", Current: "1", Owner: "cpu", Rule: "posture", Pod: "batch/spark", Since: noon}},

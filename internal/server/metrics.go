@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/qos-agent/qos-agent/internal/capability"
+	"github.com/qos-agent/qos-agent/internal/judge"
 	"github.com/qos-agent/qos-agent/internal/knob"
 	"github.com/qos-agent/qos-agent/internal/policy"
 	"github.com/qos-agent/qos-agent/pkg/histogram"
@@ -84,20 +85,12 @@ func PseudoCulprits() []string {
 	return []string{CulpritOwn, CulpritKernel, CulpritIRQ, CulpritSystem, CulpritIdle, CulpritQuota, CulpritUnknown, CulpritGone}
 }
 
-// VerdictMetrics is a verdict; of several containers of a pod the worst counts.
+// VerdictMetrics is a verdict; of several containers of a pod the worst counts, and unknown ones do not.
 type VerdictMetrics struct {
-	Namespace, Pod, Axis string
-	Level                Level
+	Namespace, Pod string
+	Axis           judge.Axis
+	Level          judge.Level
 }
-
-// Level is how bad a verdict is. An axis on which nothing can be said has no verdict.
-type Level int
-
-const (
-	LevelOK Level = iota
-	LevelWatch
-	LevelViolated
-)
 
 // KnobWrites counts outcomes of the executor.
 type KnobWrites struct {
@@ -127,7 +120,8 @@ type PolicyMetrics struct {
 type SourceMetrics struct {
 	Connected   bool
 	LastSuccess time.Time // of a complete list; zero: never
-	Failures    uint64    // connections, lists and inspections that failed
+	Failures    uint64    // times that it stopped being connected
+	Unresolved  int       // running containers, or pods of the file, whose group is not known
 }
 
 // LoopMetrics is what concerns the loop but is not an instrument.

@@ -101,12 +101,15 @@ type PolicyReload struct {
 
 // PodSource is where pods come from.
 type PodSource struct {
-	Kind        string    `json:"kind"` // cri, static
-	Endpoint    string    `json:"endpoint"`
+	Kind        string    `json:"kind"`              // cri, static
+	Source      string    `json:"source"`            // endpoint or file
+	Runtime     string    `json:"runtime,omitempty"` // "containerd 1.6.20"
 	Connected   bool      `json:"connected"`
-	Listed      bool      `json:"listed"` // at least one complete list was had
+	Since       time.Time `json:"since"` // when connected took its value
 	LastSuccess time.Time `json:"lastSuccess,omitzero"`
-	Error       string    `json:"error,omitempty"` // why it is not connected, or what went wrong last
+	Error       string    `json:"error,omitempty"`    // why it is not connected, and what to do about it
+	Degraded    string    `json:"degraded,omitempty"` // why changes are noticed later than usual
+	Unresolved  int       `json:"unresolved"`         // running containers, or pods of the file, whose group is not known
 }
 
 // Pod is a pod and what is known of it.
@@ -181,21 +184,37 @@ type Pressure struct {
 
 // Verdict is the judge's finding on one axis of one online container.
 type Verdict struct {
-	Namespace string  `json:"namespace"`
-	Pod       string  `json:"pod"`
-	Container string  `json:"container"`
-	Axis      string  `json:"axis"`
-	Level     string  `json:"level"`           // ok, watch, violated
-	Reason    string  `json:"reason"`          // one sentence for people
-	Evidence  string  `json:"evidence"`        // the figures behind it
-	Blame     []Blame `json:"blame,omitempty"` // largest share first
-	Culprits  []Party `json:"culprits,omitempty"`
+	Namespace string `json:"namespace"`
+	Pod       string `json:"pod"`
+	Container string `json:"container"`
+	Axis      string `json:"axis"`  // cpu, memory, io
+	Level     string `json:"level"` // ok, watch, violated, unknown
+	// SinceSeconds is how long the container has been at this level.
+	SinceSeconds float64  `json:"sinceSeconds"`
+	Reason       string   `json:"reason,omitempty"` // contention, own-queue, self-throttled, steal ...; see package judge
+	Evidence     Evidence `json:"evidence"`
+	Blame        []Blame  `json:"blame,omitempty"`    // of the wait over the window; largest share first
+	Culprits     []Party  `json:"culprits,omitempty"` // the pods that are named, worst first; most often nobody
+	Joint        bool     `json:"joint,omitempty"`    // none of them would be named alone
+}
+
+// Evidence is the figures behind a verdict. What does not belong to its axis is absent.
+type Evidence struct {
+	Samples             uint64  `json:"samples,omitempty"` // waits in the window
+	WindowSeconds       float64 `json:"windowSeconds"`
+	P99Seconds          float64 `json:"p99Seconds,omitempty"`
+	ObjectiveSeconds    float64 `json:"objectiveSeconds,omitempty"`
+	StallRatio          float64 `json:"stallRatio,omitempty"` // time in which some task stalled, 0 to 1
+	StallObjectiveRatio float64 `json:"stallObjectiveRatio,omitempty"`
+	ThrottledRatio      float64 `json:"throttledRatio,omitempty"`    // of the quota periods
+	StealRatio          float64 `json:"stealRatio,omitempty"`        // of the node's CPU time
+	AttributedSeconds   float64 `json:"attributedSeconds,omitempty"` // the waits that blame is about
 }
 
 // Blame is the part of a victim's wait that somebody caused.
 type Blame struct {
 	Culprit Party   `json:"culprit"`
-	Ratio   float64 `json:"ratio"` // of the victim's explained and unexplained wait, 0 to 1
+	Ratio   float64 `json:"ratio"` // of the victim's attributed wait, 0 to 1
 	Seconds float64 `json:"seconds"`
 }
 
@@ -256,6 +275,9 @@ type Latency struct {
 // Lost is what went missing between kernel and agent, cumulative but for Unmeasured.
 type Lost struct {
 	Events     uint64 `json:"events"`     // the ring buffer was full
+	Suppressed uint64 `json:"suppressed"` // events of a victim that came too soon after the one before
 	ShortWalks uint64 `json:"shortWalks"` // the switch log did not reach back to the start of a wait
+	BadStamps  uint64 `json:"badStamps"`  // waits dropped because the scheduler's stamp was wrong
+	QuotaLost  uint64 `json:"quotaLost"`  // throttlings that were not noted because their table was full
 	Unmeasured uint64 `json:"unmeasured"` // containers without a slot, now
 }

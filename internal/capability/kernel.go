@@ -1,0 +1,152 @@
+package capability
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/qos-agent/qos-agent/pkg/cgroup"
+)
+
+// The oldest kernel on which the scheduler stamps every enqueue without being asked to.
+const minMajor, minMinor = 5, 14
+
+func (p *prober) kernel(context.Context) (string, error) {
+	text, err := os.ReadFile(filepath.Join(p.Proc, "sys/kernel/osrelease"))
+	if err != nil {
+		return "", err
+	}
+	release := strings.TrimSpace(string(text))
+	var major, minor int
+	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
+		return "", fmt.Errorf("release %q has no version in front", release)
+	}
+	if major < minMajor || major == minMajor && minor < minMinor {
+		return "", fmt.Errorf("Linux %s", release)
+	}
+	return "Linux " + release, nil
+}
+
+func (p *prober) btf(context.Context) (string, error) {
+	name := filepath.Join(p.Sys, "kernel/btf/vmlinux")
+	f, err := os.Open(name)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = f.Close() }()
+	var magic [2]byte
+	if _, err := io.ReadFull(f, magic[:]); err != nil {
+		return "", err
+	}
+	if binary.NativeEndian.Uint16(magic[:]) != 0xeb9f {
+		return "", fmt.Errorf("%s is no BTF", name)
+	}
+	return name, nil
+}
+
+// schedInfo looks at this thread's own stamps: a kernel without them says that it was never dispatched.
+func (p *prober) schedInfo(context.Context) (string, error) {
+	text, err := os.ReadFile(filepath.Join(p.Proc, "thread-self/schedstat"))
+	if err != nil {
+		return "", err
+	}
+	f := strings.Fields(string(text))
+	if len(f) != 3 {
+		return "", fmt.Errorf("schedstat reads %q", text)
+	}
+	if n, err := strconv.ParseUint(f[2], 10, 64); err != nil || n == 0 {
+		return "", errors.New("the scheduler does not stamp enqueues")
+	}
+	return "the scheduler stamps enqueues", nil
+}
+
+func (p *prober) runQueue(context.Context) (string, error) {
+	if err := p.Trace(); err != nil {
+		return "", err
+	}
+	return "run-queue programs loaded and attached", nil
+}
+
+func (p *prober) psiNode(context.Context) (string, error) {
+	for _, resource := range []string{"cpu", "memory", "io"} {
+		text, err := os.ReadFile(filepath.Join(p.Proc, "pressure", resource))
+		if err != nil {
+			return "", err
+		}
+		if !strings.HasPrefix(string(text), "some avg10=") {
+			return "", fmt.Errorf("pressure/%s reads %q", resource, text)
+		}
+	}
+	return "pressure of cpu, memory and io read", nil
+}
+
+// realtime puts a thread of its own into the real-time class and back. The thread ends with its goroutine, because it is
+// never unlocked: whatever became of its class goes with it.
+func (p *prober) realtime(context.Context) (string, error) {
+	result := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		result <- tryRealtime()
+	}()
+	if err := <-result; err != nil {
+		if errors.Is(err, unix.EPERM) {
+			return "", advise(err, "CAP_SYS_NICE; with RT_GROUP_SCHED on cgroup v1 also cpu.rt_runtime_us in the agent's own group")
+		}
+		return "", err
+	}
+	return "SCHED_RR taken and given back", nil
+}
+
+func tryRealtime() error {
+	rr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_RR, Priority: 1, Flags: unix.SCHED_FLAG_RESET_ON_FORK}
+	if err := unix.SchedSetAttr(0, &rr, 0); err != nil {
+		return fmt.Errorf("SCHED_RR: %w", err)
+	}
+	got, err := unix.SchedGetAttr(0, 0)
+	if err == nil && got.Policy != unix.SCHED_RR {
+		err = fmt.Errorf("asked for SCHED_RR and got policy %d", got.Policy)
+	}
+	back := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL, Flags: unix.SCHED_FLAG_RESET_ON_FORK}
+	return errors.Join(err, unix.SchedSetAttr(0, &back, 0))
+}
+
+// perf opens a hardware counter for the root group on one CPU and reads it.
+func (p *prober) perf(context.Context) (string, error) {
+	if p.hierarchy == nil {
+		return "", errors.New("no cgroup hierarchy")
+	}
+	dir, ok := p.hierarchy.Dir(cgroup.PerfEvent, "/")
+	if !ok {
+		return "", advise(fmt.Errorf("the perf_event controller is not mounted under %s", p.hierarchy.Root()), "mount -t cgroup -o perf_event, or unified cgroup v2")
+	}
+	group, err := os.Open(dir)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = group.Close() }()
+	attr := unix.PerfEventAttr{Type: unix.PERF_TYPE_HARDWARE, Config: unix.PERF_COUNT_HW_CPU_CYCLES, Size: unix.PERF_ATTR_SIZE_VER5}
+	fd, err := unix.PerfEventOpen(&attr, int(group.Fd()), 0, -1, unix.PERF_FLAG_PID_CGROUP|unix.PERF_FLAG_FD_CLOEXEC)
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENODEV):
+		return "", errors.New("the CPU offers no hardware counter of cycles")
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		return "", advise(fmt.Errorf("perf_event_open: %w", err), "root, or CAP_PERFMON, or kernel.perf_event_paranoid=0")
+	case err != nil:
+		return "", fmt.Errorf("perf_event_open: %w", err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	var count [8]byte
+	if _, err := unix.Read(fd, count[:]); err != nil {
+		return "", fmt.Errorf("read counter: %w", err)
+	}
+	return "cycles of a group counted", nil
+}
