@@ -289,7 +289,7 @@ func (g *fakeGroup) Open(name string) (cgroup.RW, error) {
 		return nil, &cgroup.FileError{Op: "open", Path: filepath.Join(g.dir, name), Err: unix.ENOENT}
 	}
 	if _, err := os.Stat(filepath.Join(g.dir, name)); err != nil {
-		return nil, &fs.PathError{Op: "open", Path: filepath.Join(g.dir, name), Err: errors.New("the kernel has no such file in this group")}
+		return nil, &fs.PathError{Op: "open", Path: filepath.Join(g.dir, name), Err: fs.ErrNotExist}
 	}
 	return &fakeFile{g: g, name: name}, nil
 }

@@ -25,9 +25,9 @@ func write(group, file, text string) op { return op{group: group, file: file, te
 func refused(group, file, text string, errno syscall.Errno) op {
 	return op{group, file, text, nil, errno}
 }
-func shows(group, file, want string) op { return op{group: group, file: file, want: want} }
-func mkdir(group string) op             { return op{group: group, text: "mkdir"} }
-func rmdir(group string) op             { return op{group: group, text: "rmdir"} }
+func shows(group, file string, want ...string) op { return op{group: group, file: file, want: want} }
+func mkdir(group string) op                       { return op{group: group, text: "mkdir"} }
+func rmdir(group string) op                       { return op{group: group, text: "rmdir"} }
 
 // rules is what is known of the kernel, as operations on a fresh tree that has the CPUs 0 and 1. A case runs on v1, v2 or both.
 var rules = []struct {
