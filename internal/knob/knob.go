@@ -18,13 +18,13 @@ const (
 	CPUQuota              // CPU bandwidth: N µs per Period µs; N = -1 lifts the limit
 	CPUBurst              // cpu.max.burst, µs
 	Freeze                // the freezer: 1 frozen, 0 thawed
-	kinds
+	NumKinds = iota
 )
 
-var names = [kinds]string{"cpu.idle", "cpu.weight", "cpuset.cpus", "cpu.quota", "cpu.burst", "freeze"}
+var names = [NumKinds]string{"cpu.idle", "cpu.weight", "cpuset.cpus", "cpu.quota", "cpu.burst", "freeze"}
 
 func (k Kind) String() string {
-	if k < kinds {
+	if int(k) < NumKinds {
 		return names[k]
 	}
 	return fmt.Sprintf("knob(%d)", uint8(k))
@@ -32,7 +32,7 @@ func (k Kind) String() string {
 
 // Kinds lists every kind, for metrics that want their labels seeded.
 func Kinds() []Kind {
-	out := make([]Kind, kinds)
+	out := make([]Kind, NumKinds)
 	for i := range out {
 		out[i] = Kind(i)
 	}
@@ -92,16 +92,16 @@ const (
 	Mismatch                // the kernel took the write but shows another value
 	Reapplied               // someone else had changed the value; ours is back
 	Yielded                 // someone else had changed the value; the knob is theirs now
-	results
+	NumResults = iota
 )
 
-var resultNames = [results]string{"written", "restored", "gone", "refused", "failed", "mismatch", "reapplied", "yielded"}
+var resultNames = [NumResults]string{"written", "restored", "gone", "refused", "failed", "mismatch", "reapplied", "yielded"}
 
 func (r Result) String() string { return resultNames[r] }
 
 // Results lists every result.
 func Results() []Result {
-	out := make([]Result, results)
+	out := make([]Result, NumResults)
 	for i := range out {
 		out[i] = Result(i)
 	}
