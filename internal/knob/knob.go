@@ -18,7 +18,8 @@ const (
 	CPUQuota              // CPU bandwidth: N µs per Period µs; N = -1 lifts the limit
 	CPUBurst              // cpu.max.burst, µs
 	Freeze                // the freezer: 1 frozen, 0 thawed
-	NumKinds = iota
+
+	NumKinds = iota // how many there are
 )
 
 var names = [NumKinds]string{"cpu.idle", "cpu.weight", "cpuset.cpus", "cpu.quota", "cpu.burst", "freeze"}
@@ -92,7 +93,8 @@ const (
 	Mismatch                // the kernel took the write but shows another value
 	Reapplied               // someone else had changed the value; ours is back
 	Yielded                 // someone else had changed the value; the knob is theirs now
-	NumResults = iota
+
+	NumResults = iota // how many there are
 )
 
 var resultNames = [NumResults]string{"written", "restored", "gone", "refused", "failed", "mismatch", "reapplied", "yielded"}
