@@ -1,7 +1,6 @@
 package cgrouptest
 
 import (
-	"errors"
 	"fmt"
 	"io/fs"
 	"os"
