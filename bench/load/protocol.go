@@ -1,0 +1,94 @@
+package load
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"time"
+)
+
+// protocol is how one request and its answer look. All answers to the request have the same length and beginning; the
+// generator learns both from the first one and from then on only compares, which is quick and finds every wrong answer.
+type protocol interface {
+	request() []byte
+	// answer looks at what has arrived so far and gives the answer's length and how many bytes at its beginning are always the
+	// same; a length of 0 asks for more.
+	answer(b []byte) (length, same int, err error)
+}
+
+func newProtocol(o Options) (protocol, error) {
+	switch o.Protocol {
+	case "", "http":
+		path := o.Path
+		if path == "" {
+			path = "/"
+		}
+		return httpGet{host: o.Addr, path: path}, nil
+	}
+	return nil, fmt.Errorf("no protocol %q; there is http", o.Protocol)
+}
+
+type httpGet struct{ host, path string }
+
+func (h httpGet) request() []byte {
+	return []byte("GET " + h.path + " HTTP/1.1\r\nHost: " + h.host + "\r\n\r\n")
+}
+
+func (h httpGet) answer(b []byte) (length, same int, err error) {
+	head, _, ok := bytes.Cut(b, []byte("\r\n\r\n"))
+	if !ok {
+		return 0, 0, nil
+	}
+	lines := bytes.Split(head, []byte("\r\n"))
+	status := bytes.Fields(lines[0])
+	if len(status) < 2 || string(status[1]) != "200" {
+		return 0, 0, fmt.Errorf("answer %q", lines[0])
+	}
+	for _, line := range lines[1:] {
+		name, value, _ := bytes.Cut(line, []byte(":"))
+		if bytes.EqualFold(name, []byte("Content-Length")) {
+			n, err := strconv.Atoi(string(bytes.TrimSpace(value)))
+			if err != nil {
+				return 0, 0, fmt.Errorf("answer's Content-Length: %w", err)
+			}
+			return len(head) + 4 + n, len(lines[0]), nil
+		}
+	}
+	return 0, 0, errors.New("answer has no Content-Length")
+}
+
+// learn asks once and gives the answer's length and constant beginning.
+func learn(addr string, p protocol) (length int, prefix []byte, err error) {
+	conn, err := net.DialTimeout("tcp", addr, 5*time.Second)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		return 0, nil, err
+	}
+	if _, err := conn.Write(p.request()); err != nil {
+		return 0, nil, err
+	}
+	buf := make([]byte, 0, 1<<20)
+	for {
+		n, err := conn.Read(buf[len(buf):cap(buf)])
+		buf = buf[:len(buf)+n]
+		length, same, perr := p.answer(buf)
+		switch {
+		case perr != nil:
+			return 0, nil, perr
+		case length > 0:
+			return length, bytes.Clone(buf[:same]), nil
+		case errors.Is(err, io.EOF):
+			return 0, nil, errors.New("connection closed before the answer was complete")
+		case err != nil:
+			return 0, nil, err
+		case len(buf) == cap(buf):
+			return 0, nil, errors.New("answer is too long")
+		}
+	}
+}
