@@ -5,6 +5,9 @@
 package decide
 
 import (
+	"cmp"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/qos-agent/qos-agent/internal/control"
@@ -49,11 +52,87 @@ type Decision struct {
 	Wake time.Duration
 }
 
-// State is everything that is remembered between steps.
-type State struct{}
+// State is everything that is remembered between steps. It holds no clock, file or pointer into a snapshot (but the label maps of
+// pods, which nobody changes).
+type State struct {
+	roster roster
+	judge  judge.State
+	cpu    control.CPU
+	burst  control.Burst
+
+	mode  policy.Mode
+	raw   []knob.Want // what the controllers want, in their order, this step
+	prior []knob.Want // and the step before
+	plan  []knob.Want // sorted, no target twice
+	notes []control.Note
+	grant []control.Grant
+	view  judge.View
+	input control.Input
+}
 
 // New is a state that remembers nothing.
 func New() *State { return &State{} }
 
 // Step takes one step.
-func (s *State) Step(snap *signal.Snapshot, pol Policy) Decision { return Decision{} }
+func (s *State) Step(snap *signal.Snapshot, pol Policy) Decision {
+	spec := pol.At(snap.Wall)
+	turned := spec.Mode != s.mode
+	if turned {
+		// What was only thought so far has taught nothing about what acting does, and the other way round: begin at the posture.
+		s.cpu, s.burst, s.mode = control.CPU{}, control.Burst{}, spec.Mode
+	}
+	changed := s.roster.update(snap, pol)
+	s.view = s.roster.view(snap, spec, changed || turned)
+	verdicts, findings := s.judge.Step(&s.view)
+
+	s.input = control.Input{View: &s.view, Judge: &s.judge, Verdicts: verdicts, Findings: findings, Acting: spec.Mode == policy.Enforce}
+	s.cpu.Step(&s.input)
+	s.burst.Step(&s.input)
+	s.notes = append(append(s.notes[:0], s.cpu.Notes()...), s.burst.Notes()...)
+
+	d := Decision{
+		Spec: spec, Class: s.roster.class, ClassRule: s.roster.rule, Grant: s.grants(len(snap.Pods)),
+		Verdicts: verdicts, Findings: findings, Wake: s.cpu.Wake(),
+	}
+	d.Changed = s.merge(snap) || turned
+	d.Notes = s.notes
+	if spec.Mode == policy.Enforce {
+		d.Plan = s.plan
+	} else {
+		d.Would = s.plan
+		d.Wake = 0 // nothing is really frozen
+	}
+	s.view, s.input = judge.View{}, control.Input{} // keep nothing of the snapshot
+	return d
+}
+
+func (s *State) grants(pods int) []control.Grant {
+	s.grant = s.grant[:0]
+	for i := range pods {
+		s.grant = append(s.grant, s.cpu.Grant(i))
+	}
+	return s.grant
+}
+
+// merge makes one plan of what the controllers want and reports whether it differs from the step before.
+func (s *State) merge(snap *signal.Snapshot) bool {
+	s.raw, s.prior = s.prior[:0], s.raw
+	s.raw = s.cpu.Wants(&s.input, s.raw)
+	s.raw = s.burst.Wants(&s.input, s.raw)
+	if slices.Equal(s.raw, s.prior) {
+		return false
+	}
+	s.plan = append(s.plan[:0], s.raw...)
+	slices.SortStableFunc(s.plan, func(a, b knob.Want) int {
+		return cmp.Or(strings.Compare(a.Cgroup, b.Cgroup), cmp.Compare(a.Kind, b.Kind))
+	})
+	s.plan = slices.CompactFunc(s.plan, func(a, b knob.Want) bool {
+		if a.Target != b.Target {
+			return false
+		}
+		s.notes = append(s.notes, control.Note{At: snap.Now, Owner: b.Owner, Rule: control.RuleSkip, Pod: b.Pod,
+			Text: a.Kind.String() + " of " + a.Cgroup + " is " + a.Pod + "'s already"})
+		return true
+	})
+	return true
+}

@@ -21,8 +21,7 @@ type State struct {
 
 // track is one online container's windows.
 type track struct {
-	sample int
-	since  time.Duration // first seen
+	sample int // index into Containers; -1 while sync has not met it
 	waits  waits
 	quota  sums // throttled periods, periods
 	memory sums // stalled µs, µs
@@ -128,7 +127,7 @@ func (s *State) sync(v *View) {
 		if v.Online(i) {
 			t = s.byID[v.ContainerID[i]]
 			if t == nil {
-				t = &track{since: v.Now}
+				t = &track{}
 				s.byID[v.ContainerID[i]] = t
 			}
 			t.sample = i
@@ -179,9 +178,6 @@ func (s *State) judge(v *View, i int, t *track) {
 func (s *State) append(v *View, i int, t *track, vd Verdict) {
 	vd.Sample, vd.Pod = i, v.Containers[i].Pod
 	vd.Since = t.levels[vd.Axis].reach(vd.Level, v.Now)
-	if vd.Reason == Unmeasured {
-		vd.Since = min(vd.Since, t.since)
-	}
 	s.verdicts = append(s.verdicts, vd)
 }
 

@@ -1,0 +1,160 @@
+package control
+
+import (
+	"time"
+
+	"github.com/qos-agent/qos-agent/internal/knob"
+	"github.com/qos-agent/qos-agent/internal/policy"
+)
+
+// OwnerBurst is the name of the burst controller as the owner of knobs.
+const OwnerBurst = "cpu-burst"
+
+const (
+	// burstQuiet is how long a container must not have been throttled for its burst to be taken back. It doubles each time that this
+	// turns out to be premature, up to burstQuietMax.
+	burstQuiet    = 10 * time.Minute
+	burstQuietMax = 12 * time.Hour
+)
+
+// Burst lets online containers that hit their own quota save up what they leave unused in quieter periods (cpu.max.burst). The
+// quota itself is never touched: koordlet's scaling of quotas fights with every other writer of them (its issue 2306), and a burst
+// beyond the quota, which it asks for by default, is EINVAL on cgroup v2 (2778). The zero value is ready.
+//
+// A pod whose containers all have limits has a quota too, their sum, which would throttle it all the same; so the pod's group gets the
+// sum of its containers' bursts, as in koordlet.
+type Burst struct {
+	at    []*bursting          // by index into Containers; nil for what was never throttled
+	byID  map[uint32]*bursting // by ContainerID
+	notes []Note
+}
+
+// bursting is an online container that has been throttled.
+type bursting struct {
+	container int // index; -1 while sync has not met it
+	on        bool
+	seen      time.Duration // CPUSample.At of the newest sample looked at
+	throttled time.Duration // when it last was
+	quiet     time.Duration // how long it must not be before the burst ends
+}
+
+// Notes is what the last step did.
+func (b *Burst) Notes() []Note { return b.notes }
+
+// Step takes one step.
+func (b *Burst) Step(in *Input) {
+	b.notes = b.notes[:0]
+	if in.Changed {
+		b.sync(in)
+	}
+	if !in.tick() {
+		return
+	}
+	for i := range in.Containers {
+		s := &in.Containers[i].CPU
+		if s.ThrottledPeriods == 0 && b.at[i] == nil || !in.Online(i) {
+			continue
+		}
+		t := b.at[i]
+		if t == nil {
+			t = &bursting{container: i, quiet: burstQuiet}
+			b.at[i], b.byID[in.ContainerID[i]] = t, t
+		}
+		if s.At == t.seen {
+			continue
+		}
+		t.seen = s.At
+		if s.ThrottledPeriods > 0 {
+			t.throttled = in.Now
+		}
+		switch {
+		case !t.on && s.ThrottledPeriods > 0 && s.QuotaUS > 0:
+			t.on = true
+			b.note(in, i, RuleBurst, "throttled by its own quota")
+		case t.on && s.QuotaUS <= 0:
+			t.on = false
+			b.note(in, i, RuleBurstEnd, "it has no quota any more")
+		case t.on && in.Now-t.throttled >= t.quiet:
+			t.on = false
+			b.note(in, i, RuleBurstEnd, "not throttled for "+t.quiet.String())
+			t.quiet = min(2*t.quiet, burstQuietMax)
+		}
+	}
+}
+
+// sync follows containers to their new indexes and forgets those that are gone or no longer online.
+func (b *Burst) sync(in *Input) {
+	if b.byID == nil {
+		b.byID = make(map[uint32]*bursting)
+	}
+	for _, t := range b.byID {
+		t.container = -1
+	}
+	b.at = b.at[:0]
+	for i, id := range in.ContainerID {
+		var t *bursting
+		if in.Online(i) {
+			if t = b.byID[id]; t != nil {
+				t.container = i
+			}
+		}
+		b.at = append(b.at, t)
+	}
+	for id, t := range b.byID {
+		if t.container < 0 {
+			delete(b.byID, id)
+		}
+	}
+}
+
+func (b *Burst) note(in *Input, i int, rule, text string) {
+	pod := &in.Pods[in.Containers[i].Pod]
+	b.notes = append(b.notes, Note{At: in.Now, Owner: OwnerBurst, Rule: rule, Pod: pod.Key(),
+		Text: pod.Containers[in.Containers[i].Container].Name + ": " + text})
+}
+
+// Wants appends the complete list of what the controller wants.
+func (b *Burst) Wants(in *Input, dst []knob.Want) []knob.Want {
+	percent := int64(min(in.Spec.CPU.Burst.Percent, 100)) // the kernel takes no burst above the quota
+	if percent <= 0 || !in.Node.Caps.CPUBurst || len(b.byID) == 0 {
+		return dst
+	}
+	for pod := range in.Pods {
+		if in.Class[pod] != policy.Online {
+			continue
+		}
+		w := knob.Want{Owner: OwnerBurst, Rule: RuleBurst}
+		group := in.Pods[pod].Cgroup
+		sum, largest, unlimited := int64(0), int64(0), false
+		for i := in.First[pod]; i < in.First[pod+1]; i++ {
+			s := &in.Containers[i].CPU
+			if s.QuotaUS <= 0 {
+				unlimited = true
+				continue
+			}
+			// The sampled quota is the tighter of the container's and the pod's, so the pod's is not below the largest.
+			largest = max(largest, s.QuotaUS)
+			t := b.at[i]
+			n := s.QuotaUS * percent / 100
+			if t == nil || !t.on || n == 0 {
+				continue
+			}
+			if w.Pod == "" {
+				w.Pod = in.Pods[pod].Key()
+			}
+			w.Cgroup = in.Pods[pod].Containers[in.Containers[i].Container].Cgroup
+			if offLimits(w.Cgroup) == "" && w.Cgroup != group {
+				dst = append(dst, want(w, knob.CPUBurst, knob.Value{N: n}))
+			}
+			sum += n
+		}
+		if sum == 0 || offLimits(group) != "" {
+			continue
+		}
+		if own := in.First[pod+1]-in.First[pod] == 1 && w.Cgroup == group; own || !unlimited {
+			w.Cgroup = group
+			dst = append(dst, want(w, knob.CPUBurst, knob.Value{N: min(sum, largest)}))
+		}
+	}
+	return dst
+}
