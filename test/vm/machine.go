@@ -231,24 +231,33 @@ func follow(r io.Reader, on func(wire.Record)) (done bool, err error) {
 type tail struct {
 	mu    sync.Mutex
 	buf   []byte
-	first string
+	line  int // where in buf the line begins that is not complete yet
+	first []byte
 }
 
 const tailBytes = 1 << 14
 
 // faults are lines that the kernel prints when it is broken. A memory limit of a group that kills is not among them ("Memory
 // cgroup out of memory"): tests do that on purpose.
-var faults = regexp.MustCompile(`(?m)^.*(Kernel panic|\bOops\b|\bBUG: |(?:^|[^p] )Out of memory: |blocked for more than|soft lockup).*$`)
+var faults = regexp.MustCompile(`Kernel panic|\bOops\b|\bBUG: |\bOut of memory: |blocked for more than|soft lockup`)
 
 func (t *tail) Write(p []byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.buf = append(t.buf, p...)
-	if t.first == "" {
-		t.first = strings.TrimSpace(faults.FindString(string(t.buf)))
+	for {
+		n := bytes.IndexByte(t.buf[t.line:], '\n')
+		if n < 0 {
+			break
+		}
+		if line := t.buf[t.line : t.line+n]; t.first == nil && faults.Match(line) {
+			t.first = bytes.Clone(bytes.TrimSpace(line))
+		}
+		t.line += n + 1
 	}
-	if len(t.buf) > 2*tailBytes {
-		t.buf = append(t.buf[:0], t.buf[len(t.buf)-tailBytes:]...)
+	if cut := min(len(t.buf)-tailBytes, t.line); cut > tailBytes {
+		t.buf = append(t.buf[:0], t.buf[cut:]...)
+		t.line -= cut
 	}
 	return len(p), nil
 }
@@ -256,7 +265,7 @@ func (t *tail) Write(p []byte) (int, error) {
 func (t *tail) fault() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.first
+	return string(t.first)
 }
 
 func (t *tail) String() string {
