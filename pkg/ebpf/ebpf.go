@@ -84,7 +84,8 @@ type Stats struct {
 	EventsLost       uint64 // the ring buffer was full
 	EventsSuppressed uint64 // a victim's events came faster than EventGap
 	ShortWalks       uint64 // the log did not reach back to the start of a wait
-	BadClock         uint64 // waits that were dropped because the enqueue stamp lay in the future
+	BadStamps        uint64 // waits dropped because the scheduler's stamp was wrong (a clock that went back, a sleeping task that was moved)
+	QuotaLost        uint64 // throttlings that were not noted because their table was full
 	Programs         []ProgramStats
 }
 

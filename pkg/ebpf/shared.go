@@ -1,0 +1,84 @@
+package ebpf
+
+import (
+	"fmt"
+	"sync/atomic"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/qos-agent/qos-agent/pkg/histogram"
+)
+
+// shared is an array map of the kernel side, mapped into this process. The kernel writes to it at any time: load through
+// sync/atomic.
+type shared[T any] struct {
+	at  []T
+	mem []byte
+}
+
+// mapShared maps m. T must be laid out as the map's values are; elements of array maps are padded to 8 bytes.
+func mapShared[T any](m *ebpf.Map, prot int) (shared[T], error) {
+	size := int(unsafe.Sizeof(*new(T)))
+	if size%8 != 0 || size != int(m.ValueSize()) {
+		return shared[T]{}, fmt.Errorf("map %s: elements of %d bytes, want %d", m, m.ValueSize(), size)
+	}
+	n := int(m.MaxEntries())
+	mem, err := unix.Mmap(m.FD(), 0, n*size, prot, unix.MAP_SHARED)
+	if err != nil {
+		return shared[T]{}, fmt.Errorf("map %s into memory: %w", m, err)
+	}
+	return shared[T]{at: unsafe.Slice((*T)(unsafe.Pointer(&mem[0])), n), mem: mem}, nil
+}
+
+func (s *shared[T]) unmap() error {
+	if s.mem == nil {
+		return nil
+	}
+	mem := s.mem
+	s.at, s.mem = nil, nil
+	return unix.Munmap(mem)
+}
+
+// slotSums adds up a slot's counters since it was reset. The kernel's buckets have 32 bits and wrap; nothing is ever set back
+// there, because a CPU could be in the middle of an addition.
+type slotSums struct {
+	total Wait
+	// What the kernel's counters were, all copies added up, when total was brought up to date.
+	waits, waitNS, preempted uint64
+	hist                     [histogram.Buckets]uint32
+}
+
+// update adds what the counters have grown by.
+func (s *slotSums) update(copies []runqueueQosCounters) {
+	var waits, waitNS, preempted uint64
+	for i := range copies {
+		c := &copies[i]
+		waits += atomic.LoadUint64(&c.Waits)
+		waitNS += atomic.LoadUint64(&c.WaitNs)
+		preempted += atomic.LoadUint64(&c.Preempted)
+	}
+	s.total.Preempted += preempted - s.preempted
+	s.preempted = preempted
+	if waits == s.waits {
+		return
+	}
+	s.total.Count += waits - s.waits
+	s.total.SumNS += waitNS - s.waitNS
+	s.waits, s.waitNS = waits, waitNS
+	for b := range s.hist {
+		var n uint32
+		for i := range copies {
+			n += atomic.LoadUint32(&copies[i].Hist[b])
+		}
+		s.total.Hist[b] += uint64(n - s.hist[b])
+		s.hist[b] = n
+	}
+}
+
+// restart begins at zero from what the counters are now.
+func (s *slotSums) restart(copies []runqueueQosCounters) {
+	s.update(copies)
+	s.total = Wait{}
+}
