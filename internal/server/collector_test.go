@@ -3,7 +3,6 @@ package server
 import (
 	"bytes"
 	"fmt"
-	"log/slog"
 	"math"
 	"os/exec"
 	"strings"
@@ -31,7 +30,7 @@ func registry(t *testing.T, c prometheus.Collector) *prometheus.Registry {
 }
 
 func collectorOf(p Provider) *collector {
-	return newCollector(p, fixtureInstruments(), "v1.2.3", slog.New(slog.DiscardHandler))
+	return newCollector(p, fixtureInstruments(), "v1.2.3", discard())
 }
 
 // text gathers and encodes; the Go version is taken out, because it is not the fixture's.

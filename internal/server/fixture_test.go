@@ -58,7 +58,7 @@ var errHung = errors.New("no answer")
 
 func newTestServer(t *testing.T, p Provider, i *Instruments) *Server {
 	t.Helper()
-	s, err := New(Options{Provider: p, Instruments: i, Version: "v1.2.3", Log: slog.New(slog.DiscardHandler)})
+	s, err := New(Options{Provider: p, Instruments: i, Version: "v1.2.3", Log: discard()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -164,3 +164,5 @@ func fixtureInstruments() *Instruments {
 	i.Events.Store(2)
 	return i
 }
+
+func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }

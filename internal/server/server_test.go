@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"io"
-	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -184,7 +183,7 @@ func TestServeLetsRequestsFinish(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := &slowProvider{inside: make(chan struct{}), release: make(chan struct{})}
-	s, err := New(Options{Provider: p, Instruments: &Instruments{}, Log: slog.New(slog.DiscardHandler)})
+	s, err := New(Options{Provider: p, Instruments: &Instruments{}, Log: discard()})
 	if err != nil {
 		t.Fatal(err)
 	}
