@@ -1,0 +1,71 @@
+package collect
+
+import (
+	"github.com/qos-agent/qos-agent/internal/signal"
+	"github.com/qos-agent/qos-agent/pkg/ebpf"
+)
+
+// maxEvents is how many events wait for the next snapshot at most.
+const maxEvents = 256
+
+// AddEvent takes an event of the tracer for the next snapshot, Event's or Tick's.
+func (c *Collector) AddEvent(e *ebpf.Event) {
+	if len(c.pending) == maxEvents {
+		c.dropped++
+		return
+	}
+	c.pending = append(c.pending, *e)
+}
+
+// Event returns a snapshot between ticks: the events that were added since the last one, beside what the last tick saw, without its
+// waits. It reads no file, and allocates nothing. The snapshot stays valid until the second next call of Event, and no longer
+// than the tick's that it is based on.
+func (c *Collector) Event() *signal.Snapshot {
+	last := &c.ticks[c.current]
+	quiet := &c.quiet[c.current]
+	if !c.isQuiet[c.current] {
+		c.isQuiet[c.current] = true
+		*quiet = append((*quiet)[:0], last.containers...)
+		for i := range *quiet {
+			(*quiet)[i].Wait = signal.WaitSample{}
+		}
+	}
+
+	c.curEvent ^= 1
+	f := &c.events[c.curEvent]
+	f.events = f.events[:0]
+	c.seq++
+	f.snap = last.snap
+	f.snap.Seq, f.snap.Trigger = c.seq, signal.Event
+	f.snap.Now, f.snap.Wall, f.snap.Elapsed = c.o.Clock.Now(), c.o.Clock.Wall(), 0
+	f.snap.Containers = *quiet
+	f.snap.Lost = signal.Lost{NoSlot: uint64(c.noSlot)}
+	f.snap.Events = c.takeEvents(f)
+	return &f.snap
+}
+
+// takeEvents moves what is pending to f. An event whose victim is not in the last tick's snapshot (it has just come, or is gone) is of no
+// use to anybody and is dropped.
+func (c *Collector) takeEvents(f *frame) []signal.WaitEvent {
+	for i := range c.pending {
+		e := &c.pending[i]
+		victim := c.culprit(e.Victim)
+		if victim < 0 {
+			c.dropped++
+			continue
+		}
+		f.events = append(f.events, signal.WaitEvent{
+			At: e.At, Victim: int(victim), PID: e.PID, CPU: e.CPU, WaitNS: e.WaitNS, Culprit: c.culprit(e.Culprit), PartNS: e.PartNS,
+		})
+	}
+	c.pending = c.pending[:0]
+	return f.events
+}
+
+// culprit is who a slot stands for in the last tick's snapshot.
+func (c *Collector) culprit(s ebpf.Slot) signal.Culprit {
+	if int(s) >= len(c.slots.index) {
+		return signal.CulpritUnknown
+	}
+	return signal.Culprit(c.slots.index[s])
+}

@@ -1,0 +1,60 @@
+package collect
+
+import (
+	"math/bits"
+	"time"
+)
+
+// part is something that is read from time to time.
+type part uint8
+
+const (
+	partCPU part = iota
+	partQuota
+	partMemory
+	partPSI
+	partScan
+	parts
+)
+
+// schedule is when each part is to be read next. The zero value means at once.
+type schedule [parts]time.Duration
+
+// due reports whether part p is to be read, and if so when it is to be read next: every so often, but the second time already
+// after a part of that which depends on phase. Phases that count up spread the readings of any number of containers evenly.
+func (s *schedule) due(p part, now, every time.Duration, phase uint32) bool {
+	next := s[p]
+	switch {
+	case now < next:
+		return false
+	case next == 0:
+		s[p] = now + spread(every, phase*uint32(parts)+uint32(p))
+	default:
+		// Late is late: nothing is made up for, and the phase stays.
+		s[p] = next + ((now-next)/every+1)*every
+	}
+	return true
+}
+
+// spread gives the n-th of a series of durations below every that is even however long it gets (van der Corput's).
+func spread(every time.Duration, n uint32) time.Duration {
+	return time.Duration(float64(every) * float64(bits.Reverse32(n)) / (1 << 32))
+}
+
+// backoff spaces attempts at something that fails, ever more widely. The zero value attempts nothing.
+type backoff struct {
+	next, wait time.Duration
+}
+
+// due reports whether the next attempt is due.
+func (b *backoff) due(now time.Duration) bool { return b.next != 0 && now >= b.next }
+
+// soon asks for an attempt as soon as possible.
+func (b *backoff) soon() { *b = backoff{next: 1} }
+
+// fail says that an attempt has failed, and returns when the next one is due.
+func (b *backoff) fail(now, most time.Duration) time.Duration {
+	b.wait = min(max(2*b.wait, retryMin), most)
+	b.next = now + b.wait
+	return b.next
+}
