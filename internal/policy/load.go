@@ -133,9 +133,20 @@ func (l *loader) checkRelations() {
 		if r.spoilt(l.errs) {
 			continue
 		}
-		at := l.at.Of(r.path)
+		at := l.whence(r)
 		l.errs = append(l.errs, FieldError{File: at.File, Line: at.Line, Path: r.path, Problem: r.problem, Fix: r.fix})
 	}
+}
+
+// whence finds the line that broke a relation: where the field to change was set, or else, if that has its default, where one
+// that it depends on was.
+func (l *loader) whence(r relation) strictyaml.Position {
+	for _, path := range append([]string{r.path}, r.others...) {
+		if at, ok := l.at[path]; ok {
+			return at
+		}
+	}
+	return l.at.Of(r.path)
 }
 
 func asList(file string, err error) ErrorList {

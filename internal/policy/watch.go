@@ -38,7 +38,7 @@ func Watch(ctx context.Context, dir string, o WatchOptions, onChange func(*Compi
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	w := watcher{dir: dir, o: o, onChange: onChange}
+	w := watcher{dir: dir, o: o, onChange: onChange, dirtyFrom: time.Now()}
 	notify, err := fsnotify.NewWatcher()
 	if err != nil {
 		o.Log.Warn("changes of the policy are found by polling only", "dir", dir, "every", o.Poll, "error", err)
