@@ -43,8 +43,12 @@ func main() {
 }
 
 // Run is needed by kong to pass the context on.
-func (c *costCmd) Run(ctx context.Context, top *cli) error     { return bench(ctx, top, "agent-cost.json", c.measure) }
-func (c *reactionCmd) Run(ctx context.Context, top *cli) error { return bench(ctx, top, "reaction.json", c.measure) }
+func (c *costCmd) Run(ctx context.Context, top *cli) error {
+	return bench(ctx, top, "agent-cost.json", c.measure)
+}
+func (c *reactionCmd) Run(ctx context.Context, top *cli) error {
+	return bench(ctx, top, "reaction.json", c.measure)
+}
 
 // machine says where figures come from.
 type machine struct {

@@ -136,7 +136,7 @@ func (c *reactionCmd) situation(ctx context.Context, s *site, saturated bool, ex
 	if err != nil {
 		return row, err
 	}
-	row.Scheduling = st.Agent.Scheduling.Policy
+	row.Scheduling = st.Agent.Scheduling.Class
 	cuts, err := c.bursts(ctx, s, batch, burst, &row)
 	if err != nil {
 		return row, err
@@ -245,4 +245,6 @@ func each(ps []*work.Process, do func(*work.Process) error) error {
 	return errors.Join(errs...)
 }
 
-func at(sorted []float64, q float64) float64 { return sorted[min(len(sorted)-1, int(q*float64(len(sorted))))] }
+func at(sorted []float64, q float64) float64 {
+	return sorted[min(len(sorted)-1, int(q*float64(len(sorted))))]
+}

@@ -219,7 +219,7 @@ func newProber(o Options) *prober {
 	o.CgroupRoot = cmp.Or(o.CgroupRoot, o.Sys+"/fs/cgroup")
 	o.PID = cmp.Or(o.PID, ownPID())
 	if len(o.CRIEndpoints) == 0 {
-		o.CRIEndpoints = defaultEndpoints()
+		o.CRIEndpoints = DefaultEndpoints()
 	}
 	if o.Groups == nil {
 		o.Groups = kernelGroups{cgroup.Kernel}

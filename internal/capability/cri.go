@@ -15,7 +15,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-func defaultEndpoints() []string {
+// DefaultEndpoints is where container runtimes listen unless they are told otherwise, the most common first.
+func DefaultEndpoints() []string {
 	return []string{"unix:///run/containerd/containerd.sock", "unix:///run/crio/crio.sock", "unix:///run/cri-dockerd.sock"}
 }
 

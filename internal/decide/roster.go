@@ -98,6 +98,13 @@ func containerID(snap *signal.Snapshot, i int) string {
 	return snap.Pods[c.Pod].Containers[c.Container].ID
 }
 
+// Subject is what class rules see of a pod.
+func Subject(p *signal.Pod) policy.Subject {
+	return policy.Subject{
+		Namespace: p.Namespace, Labels: p.Labels, Annotations: p.Annotations, QoSClass: string(p.QoS), Cgroup: p.Cgroup,
+	}
+}
+
 // fill makes the lists anew. Pods that are known are classified again only if the policy or they themselves changed.
 func (r *roster) fill(snap *signal.Snapshot, pol Policy, again bool) {
 	if r.members == nil {
@@ -122,9 +129,7 @@ func (r *roster) fill(snap *signal.Snapshot, pol Policy, again bool) {
 		}
 		if fresh || again || !samePod(p, &m.pod) {
 			m.pod = *p
-			m.class, m.rule = pol.Classify(policy.Subject{
-				Namespace: p.Namespace, Labels: p.Labels, Annotations: p.Annotations, QoSClass: string(p.QoS), Cgroup: p.Cgroup,
-			})
+			m.class, m.rule = pol.Classify(Subject(p))
 		}
 		m.met = true
 		r.list = append(r.list, m)

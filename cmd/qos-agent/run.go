@@ -1,0 +1,240 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/qos-agent/qos-agent/internal/actuate"
+	"github.com/qos-agent/qos-agent/internal/agent"
+	"github.com/qos-agent/qos-agent/internal/asynclog"
+	"github.com/qos-agent/qos-agent/internal/capability"
+	"github.com/qos-agent/qos-agent/internal/clock"
+	"github.com/qos-agent/qos-agent/internal/collect"
+	"github.com/qos-agent/qos-agent/internal/pods"
+	"github.com/qos-agent/qos-agent/internal/policy"
+	"github.com/qos-agent/qos-agent/internal/sched"
+	"github.com/qos-agent/qos-agent/internal/server"
+	"github.com/qos-agent/qos-agent/pkg/cgroup"
+	"github.com/qos-agent/qos-agent/pkg/ebpf"
+)
+
+// Bounds of --interval. Below 10 ms a tick would cost more than it tells; above 10 s nobody is protected.
+const (
+	minInterval = 10 * time.Millisecond
+	maxInterval = 10 * time.Second
+)
+
+type runCmd struct {
+	PolicyDir   string        `placeholder:"DIR" help:"Directory of policy files, such as a mounted ConfigMap. Default: the built-in policy."`
+	Pods        string        `enum:"cri,static" default:"cri" help:"Where pods come from: ${enum}."`
+	CRIEndpoint string        `name:"cri-endpoint" placeholder:"URL" help:"Container runtime's socket (unix:///...); default: the first that exists of those where runtimes usually listen."`
+	StaticPods  string        `placeholder:"FILE" help:"File that lists pods, with --pods static."`
+	CgroupRoot  string        `default:"/sys/fs/cgroup" help:"Where control groups are mounted."`
+	RunDir      string        `default:"${run_dir}" help:"Directory for the journal and the lock; on a tmpfs."`
+	Listen      string        `default:"127.0.0.1:9476" placeholder:"ADDR:PORT" help:"Where to serve /metrics, health and the state API."`
+	Interval    time.Duration `default:"100ms" help:"Time between ticks, 10ms to 10s."`
+	Mode        string        `enum:",observe,enforce" default:"" placeholder:"MODE" help:"Override the policy's mode: observe (write nothing) or enforce."`
+	Realtime    bool          `default:"true" negatable:"" help:"Run the loop's one thread in the real-time class, within a budget."`
+	BPFStats    bool          `name:"bpf-stats" default:"true" negatable:"" help:"Have the kernel account the run time of BPF programs."`
+	LogFormat   string        `enum:"text,json" default:"text" help:"Format of the log on stderr: ${enum}."`
+	LogLevel    slog.Level    `default:"info" help:"Least level that is logged: debug, info, warn, error."`
+}
+
+// Validate is called by kong.
+func (c *runCmd) Validate() error {
+	if c.Interval < minInterval || c.Interval > maxInterval {
+		return fmt.Errorf("--interval %v: want %v to %v", c.Interval, minInterval, maxInterval)
+	}
+	if c.Pods == "static" && c.StaticPods == "" {
+		return errors.New("--pods static: want --static-pods FILE as well")
+	}
+	if c.Pods != "static" && c.StaticPods != "" {
+		return errors.New("--static-pods: want --pods static as well")
+	}
+	return nil
+}
+
+// Run builds the parts in the order in which they can fail without having touched anything, and runs them.
+func (c *runCmd) Run(e env) (err error) {
+	handler := asynclog.New(c.handler(e))
+	defer handler.Close()
+	log := slog.New(handler)
+
+	first, err := c.policy()
+	if err != nil {
+		return err
+	}
+	hierarchy, err := cgroup.Detect(c.CgroupRoot)
+	if err != nil {
+		return err
+	}
+	source, err := c.source(hierarchy, log)
+	if err != nil {
+		return err
+	}
+	listener, err := server.Listen(c.Listen)
+	if err != nil {
+		return err
+	}
+	defer listener.Close() // again after the server: that is harmless
+	executor, err := actuate.Open(actuate.Options{Hierarchy: hierarchy, RunDir: c.RunDir, Log: log})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, executor.Close()) }()
+	return c.serve(e.ctx, parts{log, handler, first, hierarchy, source, listener, executor})
+}
+
+// parts are what Run has built.
+type parts struct {
+	log       *slog.Logger
+	queue     *asynclog.Handler
+	policy    *policy.Compiled
+	hierarchy *cgroup.Hierarchy
+	source    pods.Source
+	listener  net.Listener
+	executor  *actuate.Executor
+}
+
+// serve probes the node, loads what it can do, and runs loop and server until ctx is done.
+func (c *runCmd) serve(ctx context.Context, p parts) (err error) {
+	log := p.log
+	// The loop's thread needs a processor of the Go runtime at once when it comes back from the kernel, also while a scrape and
+	// the garbage collector have one each.
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(4)
+	}
+	if err := sched.NiceProcess(ownNice); err != nil {
+		log.Debug("nice value stays", "error", err)
+	}
+
+	tracer, traceErr := ebpf.Load(ebpf.Options{RunStats: c.BPFStats})
+	if traceErr == nil {
+		defer func() { err = errors.Join(err, tracer.Close()) }()
+	}
+	report := capability.Run(ctx, capability.Options{
+		CgroupRoot: c.CgroupRoot, CRIEndpoints: []string{c.endpoint()},
+		Trace: func() error { return traceErr }, // it has just been tried for good
+	})
+	for _, probe := range report.Probes {
+		if !probe.OK {
+			log.Info("missing", "capability", probe.Name, "detail", probe.Detail, "lost", probe.Lost)
+		}
+	}
+
+	options := collect.Options{
+		Hierarchy: p.hierarchy, Clock: clock.System{}, Log: log, Caps: report.Capabilities(), OriginalCPUs: p.executor.OriginalCPUs,
+	}
+	if traceErr == nil {
+		options.Tracer = tracer
+	} else {
+		tracer = nil
+		log.Error("run-queue waits are not measured: nobody will be blamed or cut, only the posture is left", "error", traceErr)
+	}
+	collector, err := collect.New(options)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, collector.Close()) }()
+
+	hostname, _ := os.Hostname() // for people only
+	instruments := new(server.Instruments)
+	loop, err := agent.New(agent.Options{
+		Version: version, Hostname: hostname, Kernel: kernelRelease(),
+		Interval: c.Interval, Mode: policy.Mode(c.Mode), Realtime: c.Realtime, RunDir: c.RunDir, SourceKind: c.Pods,
+		Hierarchy: p.hierarchy, Tracer: tracer, Collector: collector, Executor: p.executor, Source: p.source,
+		Policy: p.policy, WatchPolicy: c.watch(log), Capabilities: report, Instruments: instruments,
+		Log: log, LogDropped: p.queue.Dropped, Clock: clock.System{},
+	})
+	if err != nil {
+		return err
+	}
+	web, err := server.New(server.Options{Provider: loop, Instruments: instruments, Version: version, Log: log})
+	if err != nil {
+		return err
+	}
+	log.Info("qos-agent", "version", version, "listen", p.listener.Addr(), "policy", p.policy.Name(), "id", p.policy.ID(),
+		"cgroups", p.hierarchy.Mode(), "interval", c.Interval, "pods", c.Pods)
+	return runBoth(ctx, loop.Run, func(ctx context.Context) error { return web.Serve(ctx, p.listener) })
+}
+
+// ownNice counts where the agent shares a cpu group with others, as under systemd's root slice; in a pod it has its group for itself.
+const ownNice = -10
+
+// runBoth runs loop and server; when one ends, so does the other. The loop ends last, since it has to put things back.
+func runBoth(ctx context.Context, loop, web func(context.Context) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	webErr := make(chan error, 1)
+	go func() {
+		webErr <- web(ctx)
+		cancel()
+	}()
+	err := loop(ctx)
+	cancel()
+	return errors.Join(err, <-webErr)
+}
+
+func (c *runCmd) handler(e env) slog.Handler {
+	o := &slog.HandlerOptions{Level: c.LogLevel}
+	if c.LogFormat == "json" {
+		return slog.NewJSONHandler(e.stderr, o)
+	}
+	return slog.NewTextHandler(e.stderr, o)
+}
+
+// policy loads the first policy. Later ones come from watch.
+func (c *runCmd) policy() (*policy.Compiled, error) {
+	if c.PolicyDir == "" {
+		def := policy.Default()
+		return policy.Compile(&def)
+	}
+	p, err := policy.Load(c.PolicyDir)
+	if err != nil {
+		return nil, fmt.Errorf("policy: %w", err)
+	}
+	return policy.Compile(p)
+}
+
+func (c *runCmd) watch(log *slog.Logger) func(context.Context, func(*policy.Compiled, error)) {
+	return func(ctx context.Context, onChange func(*policy.Compiled, error)) {
+		if c.PolicyDir == "" {
+			return
+		}
+		policy.Watch(ctx, c.PolicyDir, policy.WatchOptions{Log: log}, onChange)
+	}
+}
+
+func kernelRelease() string {
+	text, _ := os.ReadFile("/proc/sys/kernel/osrelease") // for people only
+	return strings.TrimSpace(string(text))
+}
+
+// source builds the pod source. A runtime that is not there yet is no error; a bad file is.
+func (c *runCmd) source(h *cgroup.Hierarchy, log *slog.Logger) (pods.Source, error) {
+	if c.Pods == "static" {
+		return pods.NewStatic(pods.StaticOptions{File: c.StaticPods, Hierarchy: h, Log: log})
+	}
+	return pods.NewCRI(pods.CRIOptions{Endpoint: c.endpoint(), Hierarchy: h, Log: log})
+}
+
+// endpoint is the runtime's socket as given, or the first that exists; with none there, the most common, which may come yet.
+func (c *runCmd) endpoint() string {
+	if c.CRIEndpoint != "" {
+		return c.CRIEndpoint
+	}
+	known := capability.DefaultEndpoints()
+	for _, e := range known {
+		if _, err := os.Stat(strings.TrimPrefix(e, "unix://")); err == nil {
+			return e
+		}
+	}
+	return known[0]
+}

@@ -1,0 +1,337 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/qos-agent/qos-agent/internal/actuate"
+	"github.com/qos-agent/qos-agent/internal/control"
+	"github.com/qos-agent/qos-agent/internal/decide"
+	"github.com/qos-agent/qos-agent/internal/knob"
+	"github.com/qos-agent/qos-agent/internal/policy"
+	"github.com/qos-agent/qos-agent/internal/sched"
+	"github.com/qos-agent/qos-agent/internal/server"
+	"github.com/qos-agent/qos-agent/internal/signal"
+	"github.com/qos-agent/qos-agent/pkg/ebpf"
+)
+
+// The real-time thread's budget. A tick of a node with a thousand containers takes a few milliseconds; a loop that uses a fifth of
+// a CPU for a second has gone wrong, or has been told to tick every 10 ms on a node that is too big for that.
+const (
+	budget        = 0.2
+	budgetPeriod  = time.Second
+	budgetPenalty = 10 * time.Second
+)
+
+// roundsEvery is the time between two looks at held knobs for changes by others, and at what /readyz says.
+const roundsEvery = time.Second
+
+// maxEventsAStep bounds the work of a step when the kernel reports faster than the loop decides.
+const maxEventsAStep = 64
+
+// loop is what belongs to the loop's goroutine alone.
+type loop struct {
+	*Agent
+	guard   sched.Guard
+	rtError error // why the thread is not in the real-time class
+
+	policy policyState
+	decide *decide.State
+	last   decide.Decision // of the last tick
+
+	snapshot *signal.Snapshot // of the last tick
+	event    ebpf.Event       // reused
+	rounds   time.Duration
+	waiting  bool // nothing may be written before the pods have been listed once
+
+	connected   bool // to the pod source, when it last called
+	disconnects uint64
+
+	windows windows
+	notes   notes
+	writes  [knob.NumKinds][knob.NumResults]uint64
+}
+
+// policyState is the policy in force and how it came to be.
+type policyState struct {
+	compiled *policy.Compiled // nil: there is none, nothing is wanted
+	loaded   time.Time
+	reloadOK bool
+	reloadAt time.Time
+	errors   []string
+	reloads  uint64
+	failures uint64
+}
+
+func newLoop(a *Agent) *loop {
+	l := &loop{
+		Agent:   a,
+		decide:  decide.New(),
+		waiting: true,
+		guard: sched.Guard{
+			Budget: budget, Period: budgetPeriod, Penalty: budgetPenalty,
+			Promote: sched.Realtime,
+			Demote:  func() error { return sched.Ordinary(0) },
+			CPU:     sched.ThreadCPU,
+		},
+	}
+	l.adopt(a.o.Policy, a.o.Clock.Wall())
+	return l
+}
+
+// run is the loop. It returns when the agent is to stop and everything has been put back.
+func (l *loop) run() error {
+	l.takeCPU()
+	l.report()
+	for !l.stop.Load() {
+		ready, err := l.poller.Wait()
+		if err != nil {
+			return errors.Join(err, l.restore())
+		}
+		// The hurt come first: an event must not wait for a tick that is due at the same time.
+		if ready.Extra {
+			l.onEvents()
+		}
+		if ready.Alarm {
+			l.step(l.o.Collector.Event())
+		}
+		if ready.Ticks > 0 {
+			l.onTick(ready.Ticks)
+		}
+		if ready.Woken {
+			l.onMail()
+		}
+	}
+	return l.restore()
+}
+
+// takeCPU puts the thread into the real-time class if that is wanted and allowed.
+func (l *loop) takeCPU() {
+	if !l.o.Realtime {
+		l.rtError = errors.New("turned off by --no-realtime")
+		l.guard.Promote = func() error { return l.rtError }
+	}
+	if err := l.guard.Start(l.o.Clock.Now()); err != nil {
+		l.rtError = err
+		l.o.Log.Warn("the loop runs as an ordinary thread and will react later on a saturated node", "reason", err)
+	}
+}
+
+// onTick takes the regular step.
+func (l *loop) onTick(due uint64) {
+	start := l.o.Clock.Now()
+	l.o.Instruments.Ticks.Add(1)
+	l.o.Instruments.Overruns.Add(due - 1)
+	if err := l.guard.Check(start); err != nil {
+		l.o.Log.Warn("scheduling class of the loop", "class", l.guard.Class(), "reason", err)
+	}
+	l.snapshot = l.o.Collector.Tick()
+	l.step(l.snapshot)
+	l.windows.add(l.snapshot)
+	if start-l.rounds >= roundsEvery {
+		l.rounds = start
+		l.record(l.o.Executor.Audit())
+		l.report()
+	}
+	end := l.o.Clock.Now()
+	l.ticked.Store(int64(end))
+	l.o.Instruments.Tick.Observe(end - start)
+}
+
+// onEvents takes a step for the long waits that the kernel has reported.
+func (l *loop) onEvents() {
+	var first time.Duration
+	n := 0
+	for ; n < maxEventsAStep; n++ {
+		ok, err := l.o.Tracer.ReadEvent(&l.event)
+		if err != nil {
+			l.o.Log.Warn("read events", "error", err)
+			break
+		}
+		if !ok {
+			break
+		}
+		if n == 0 {
+			first = l.event.At
+		}
+		l.o.Collector.AddEvent(&l.event)
+	}
+	if n == 0 {
+		return
+	}
+	l.o.Instruments.Events.Add(uint64(n))
+	if l.step(l.o.Collector.Event()) {
+		l.o.Instruments.Reaction.Observe(l.o.Clock.Now() - first)
+	}
+}
+
+// step decides and acts, and reports whether something was written.
+func (l *loop) step(s *signal.Snapshot) (wrote bool) {
+	if l.policy.compiled == nil {
+		return l.record(l.o.Executor.Apply(nil, actuate.Policy{}))
+	}
+	d := l.decide.Step(s, l.policy.compiled)
+	if s.Trigger == signal.Tick {
+		l.last = d
+	}
+	// What a killed agent held stays until the first list of pods says what it was held for.
+	if !l.waiting {
+		wrote = l.record(l.o.Executor.Apply(d.Plan, actuate.Policy{Edits: d.Spec.Safety.ExternalEdits}))
+	}
+	for i := range d.Notes {
+		l.note(s.Seq, &d.Notes[i])
+	}
+	if err := l.poller.SetAlarm(d.Wake); err != nil {
+		l.o.Log.Warn("alarm", "error", err)
+	}
+	return wrote
+}
+
+// onMail takes what other goroutines have left.
+func (l *loop) onMail() {
+	if m := l.policyMail.Swap(nil); m != nil {
+		l.onPolicyMail(m)
+	}
+	if l.podsChanged.Swap(false) {
+		l.onPodsChanged()
+	}
+	l.report()
+	for {
+		select {
+		case q := <-l.questions:
+			q.ask(l)
+			close(q.done)
+		default:
+			return
+		}
+	}
+}
+
+// onPolicyMail takes a new policy, keeps the last good one if the new one is bad, and drops it if there is none any more.
+func (l *loop) onPolicyMail(m *policyMail) {
+	p := &l.policy
+	p.reloadAt, p.reloadOK, p.errors = m.at, m.err == nil, nil
+	switch {
+	case m.err == nil && p.compiled != nil && m.policy.ID() == p.compiled.ID():
+		p.reloads++
+	case m.err == nil:
+		l.adopt(m.policy, m.at)
+		l.diary(server.Note{Kind: "policy", New: m.policy.ID(), Message: "policy " + m.policy.Name() + " is in force"})
+		l.o.Log.Info("policy in force", "policy", m.policy.Name(), "id", m.policy.ID())
+	case errors.Is(m.err, policy.ErrNoPolicy):
+		p.failures++
+		p.errors = lines(m.err)
+		if p.compiled != nil {
+			l.diary(server.Note{Kind: "policy", Old: p.compiled.ID(), Message: "the policy was removed: everything is put back"})
+		}
+		p.compiled = nil
+		l.last = decide.Decision{}
+		l.o.Log.Error("no policy: everything is put back and nothing is judged", "error", m.err)
+	default:
+		p.failures++
+		p.errors = lines(m.err)
+		l.diary(server.Note{Kind: "policy", Message: "a new policy is refused, the last good one stays: " + p.errors[0]})
+		l.o.Log.Error("new policy refused, the last good one stays in force", "error", m.err)
+	}
+}
+
+// adopt puts a policy into force. It acts from the next tick on.
+func (l *loop) adopt(c *policy.Compiled, at time.Time) {
+	if l.o.Mode != "" {
+		c = c.WithMode(l.o.Mode)
+	}
+	p := &l.policy
+	p.compiled, p.loaded, p.reloadAt, p.reloadOK, p.errors = c, at, at, true, nil
+	p.reloads++
+	if l.o.Tracer != nil {
+		l.o.Tracer.SetEventBound(c.At(at).Objectives.CPUWaitEvent.D())
+	}
+	l.setPods()
+}
+
+// onPodsChanged takes a new list, and counts how often the source was lost.
+func (l *loop) onPodsChanged() {
+	connected := l.o.Source.Status().Connected
+	if l.connected && !connected {
+		l.disconnects++
+		l.diary(server.Note{Kind: "pods", Message: "the pod source is lost: " + l.o.Source.Status().Error})
+	}
+	l.connected = connected
+	l.setPods()
+}
+
+// setPods tells the collector which pods there are, and which of them are online and to be watched as victims.
+func (l *loop) setPods() {
+	if l.waiting && l.o.Source.Status().LastSuccess.IsZero() {
+		return
+	}
+	l.waiting = false
+	l.o.Collector.SetPods(l.o.Source.Pods(), l.online)
+}
+
+func (l *loop) online(p *signal.Pod) bool {
+	if l.policy.compiled == nil {
+		return false
+	}
+	class, _ := l.policy.compiled.Classify(decide.Subject(p))
+	return class == policy.Online
+}
+
+// restore puts everything back.
+func (l *loop) restore() error {
+	outcomes := l.o.Executor.RestoreAll()
+	l.record(outcomes)
+	var errs []error
+	for _, o := range outcomes {
+		if o.Err != nil {
+			errs = append(errs, fmt.Errorf("put back %s of %s: %w", o.Kind, o.Cgroup, o.Err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// record counts outcomes, keeps those worth it in the diary, and reports whether a knob was written because of the plan.
+func (l *loop) record(outcomes []knob.Outcome) (wrote bool) {
+	for i := range outcomes {
+		o := &outcomes[i]
+		l.writes[o.Kind][o.Result]++
+		n := server.Note{
+			Kind: "write", Pod: o.Pod, Victim: o.Victim, Cgroup: o.Cgroup, Knob: o.Kind.String(), Old: o.Old, New: o.New, Rule: o.Rule,
+			Result: o.Result.String(),
+		}
+		switch o.Result {
+		case knob.Written:
+			wrote = true
+		case knob.Gone: // normal: groups come and go
+			continue
+		case knob.Restored:
+		default:
+			l.o.Log.Warn("knob", "pod", o.Pod, "group", o.Cgroup, "knob", o.Kind, "result", o.Result, "old", o.Old, "new", o.New, "error", o.Err)
+			if o.Err != nil {
+				n.Message = o.Err.Error()
+			}
+		}
+		l.diary(n)
+	}
+	return wrote
+}
+
+// note keeps a decision for the state API and the log.
+func (l *loop) note(seq uint64, n *control.Note) {
+	text := n.String()
+	l.diary(server.Note{Seq: seq, Kind: n.Rule, Pod: n.Pod, Victim: n.Victim, Old: n.From.String(), New: n.To.String(), Rule: n.Owner, Message: text})
+	l.o.Log.Info("decision", "rule", n.Rule, "pod", n.Pod, "victim", n.Victim, "text", text)
+}
+
+func lines(err error) []string {
+	var list policy.ErrorList
+	if !errors.As(err, &list) || len(list) == 0 {
+		return []string{err.Error()}
+	}
+	out := make([]string, len(list))
+	for i, e := range list {
+		out[i] = e.Error()
+	}
+	return out
+}
