@@ -57,7 +57,7 @@ type watcher struct {
 
 	delivered string // what onChange was told last, by content
 	looked    string // what the directory looked like when it was read last
-	dirtyFrom time.Time
+	dirtyFrom time.Time // when the change began that was not read yet; zero: none
 }
 
 func (w *watcher) run(ctx context.Context) {
@@ -80,7 +80,7 @@ func (w *watcher) run(ctx context.Context) {
 			w.dirty(quiet)
 		case <-poll.C:
 			w.subscribe()
-			if w.look() != w.looked {
+			if w.dirtyFrom.IsZero() && w.look() != w.looked { // else it will be read soon anyway
 				w.dirty(quiet)
 			}
 		case <-quiet.C:
