@@ -220,6 +220,13 @@ func (l *criLoop) tick() {
 	}
 }
 
+// lookBy makes the next look come within the period, which may have become shorter.
+func (l *criLoop) lookBy(now time.Time) {
+	if t := now.Add(l.period()); t.Before(l.look) {
+		l.look = t
+	}
+}
+
 // period is how often to look without being told to.
 func (l *criLoop) period() time.Duration {
 	if problem, kubelet := l.watch.state(); problem != "" || !kubelet {
@@ -236,6 +243,7 @@ func (l *criLoop) treeChanged() {
 		l.publish()
 	}
 	now := time.Now()
+	l.lookBy(now)
 	fresh := false
 	for _, group := range created {
 		if _, known := l.pending[group]; !known {
@@ -269,6 +277,7 @@ func (l *criLoop) answer(list listing) {
 	if l.refresh() || news {
 		l.changed()
 	}
+	l.lookBy(now)
 	l.due = now.Add(l.period())
 	if !l.settle(now) {
 		l.retry = 0
@@ -428,19 +437,18 @@ func (l *criLoop) assemble() []signal.Pod {
 		if len(e.Containers) == 0 && (e.Cgroup == "" || !exists(l.opts.Hierarchy, e.Cgroup)) {
 			continue
 		}
-		e.QoS = qosClass(e.Pod)
+		e.QoS = qosClass(e.Cgroup)
+		if e.Cgroup == "" {
+			e.QoS = qosClass(e.Containers[0].Cgroup)
+		}
 		list = append(list, e.Pod)
 	}
 	sortPods(list)
 	return list
 }
 
-// qosClass reads the class from where the pod is.
-func qosClass(p signal.Pod) signal.QoSClass {
-	group := p.Cgroup
-	if group == "" && len(p.Containers) > 0 {
-		group = p.Containers[0].Cgroup
-	}
+// qosClass reads the class from the path of a pod's group or of one in it.
+func qosClass(group string) signal.QoSClass {
 	at, _ := cgroup.ParsePath(group)
 	return signal.QoSClass(at.QoS)
 }

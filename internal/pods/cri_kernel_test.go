@@ -1,7 +1,6 @@
 package pods
 
 import (
-	"context"
 	"log/slog"
 	"path"
 	"strings"
@@ -92,15 +91,6 @@ func pid(t *testing.T, r *containerd.Runtime, c *containerd.RunningContainer) in
 	return pids[0]
 }
 
-// patience bounds every wait of the tests. It is long because the same tests run on an emulated CPU.
-const patience = 60 * time.Second
-
-// runningCRI is a source that runs as long as the test.
-type runningCRI struct {
-	*CRI
-	t *testing.T
-}
-
 // startCRI runs a source on the machine's groups, after setup has had its way with it.
 func startCRI(t *testing.T, endpoint string, setup func(*CRI)) *runningCRI {
 	t.Helper()
@@ -116,46 +106,4 @@ func startCRI(t *testing.T, endpoint string, setup func(*CRI)) *runningCRI {
 		setup(c)
 	}
 	return runCRI(t, c)
-}
-
-func runCRI(t *testing.T, c *CRI) *runningCRI {
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- c.Run(ctx, func() {}) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("Run: %v", err)
-		}
-	})
-	return &runningCRI{c, t}
-}
-
-func (s *runningCRI) until(what string, ok func() bool) {
-	s.t.Helper()
-	for deadline := time.Now().Add(patience); !ok(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			s.t.Fatalf("no %s after %v\nstatus: %+v\npods: %+v", what, patience, s.Status(), s.Pods())
-		}
-	}
-}
-
-// containers are the IDs of all containers.
-func (s *runningCRI) containers() []string {
-	var ids []string
-	for _, p := range s.Pods() {
-		for _, c := range p.Containers {
-			ids = append(ids, c.ID)
-		}
-	}
-	return ids
-}
-
-func (s *runningCRI) has(id string) bool {
-	for _, known := range s.containers() {
-		if known == id {
-			return true
-		}
-	}
-	return false
 }

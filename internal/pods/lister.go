@@ -293,7 +293,7 @@ func (l *lister) sandbox(ctx context.Context, id string) (sandbox, error) {
 // namesPod reports whether a group is a pod's own, which its name tells: what does not carry the UID may be shared by pods, and
 // nothing must be done to it for the sake of one.
 func namesPod(group, uid string) bool {
-	if group == "" || uid == "" {
+	if uid == "" || plain(group) == "" {
 		return false
 	}
 	if p, ok := cgroup.ParsePath(group); ok {

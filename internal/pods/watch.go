@@ -51,8 +51,13 @@ type watched struct {
 }
 
 // watchFlags: a kernfs directory tells of children that are made and removed, and of nothing when it is removed itself (no
-// IN_DELETE_SELF, no IN_IGNORED: measured on 6.18); the watch stays until it is taken away.
-const watchFlags = unix.IN_CREATE | unix.IN_DELETE | unix.IN_ONLYDIR
+// IN_DELETE_SELF, no IN_IGNORED: measured on 6.18); the watch stays until it is taken away. Groups of cgroup v1 can be renamed.
+const (
+	watchFlags = appearFlags | vanishFlags | unix.IN_ONLYDIR
+
+	appearFlags = unix.IN_CREATE | unix.IN_MOVED_TO
+	vanishFlags = unix.IN_DELETE | unix.IN_MOVED_FROM
+)
 
 // watchGroups starts to watch. If the kernel refuses, the watch that it returns notices nothing, and says so (state).
 func watchGroups(h *cgroup.Hierarchy, max int) *groupWatch {
@@ -302,9 +307,9 @@ func (w *groupWatch) event(wd int32, mask uint32, name string) {
 		return
 	}
 	switch group := path.Join(parent.group, name); {
-	case mask&unix.IN_CREATE != 0:
+	case mask&appearFlags != 0:
 		w.appeared(parent, name)
-	case mask&unix.IN_DELETE != 0:
+	case mask&vanishFlags != 0:
 		if e := w.byGroup[group]; e != nil {
 			// Unless another group has taken the name, which its own IN_CREATE has told or will tell.
 			w.drop(e)
