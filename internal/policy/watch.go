@@ -55,8 +55,8 @@ type watcher struct {
 	onChange func(*Compiled, error)
 	notify   *fsnotify.Watcher // nil: polling only
 
-	delivered string // what onChange was told last, by content
-	looked    string // what the directory looked like when it was read last
+	delivered string    // what onChange was told last, by content
+	looked    string    // what the directory looked like when it was read last
 	dirtyFrom time.Time // when the change began that was not read yet; zero: none
 }
 
