@@ -12,8 +12,9 @@ help: ## this list
 build: ## bin/qos-agent, static
 	CGO_ENABLED=0 go build $(GOFLAGS_BUILD) -o bin/qos-agent ./cmd/qos-agent
 
-demo: ## an online service wrecked by offline work and brought back, here and now (root, about a minute)
-	go run ./demo
+demo: build ## an online service wrecked by offline work and brought back, here and now (root, about a minute)
+	go build -o bin/demo ./demo
+	QOS_AGENT_BIN=$(CURDIR)/bin/qos-agent bin/demo
 
 test: deps ## all tests: unit with -race, this kernel, containerd, Debian's kernels in QEMU
 	go run ./test/runner

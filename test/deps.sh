@@ -1,11 +1,14 @@
 #!/bin/sh
-# Installs the Debian packages that tests and benches need, those that are missing, in one go. Nothing is started by it, and
-# nothing that was there is changed.
+# Usage: deps.sh [PACKAGE...]
+# Installs the Debian packages that tests and benches need, or of these only the named ones, if they are missing, in one go.
+# Nothing is started by it, and nothing that was there is changed.
 set -eu
 
 # program or file -> package
 missing=
+wanted=" $* "
 need() {
+	case $wanted in "  " | *" $2 "*) ;; *) return ;; esac
 	case $1 in
 	/*) [ -e "$1" ] && return ;;
 	*) command -v "$1" >/dev/null && return ;;
@@ -29,7 +32,7 @@ missing=${missing# }
 
 # A kernel for the virtual machine can only be found in a package index.
 index=yes
-apt-cache show linux-image-cloud-amd64 >/dev/null 2>&1 || index=
+[ $# != 0 ] || apt-cache show linux-image-cloud-amd64 >/dev/null 2>&1 || index=
 
 if [ -z "$missing" ] && [ -n "$index" ]; then
 	exit 0

@@ -1,0 +1,259 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/qos-agent/qos-agent/bench/load"
+	"github.com/qos-agent/qos-agent/internal/server"
+)
+
+// situation is what is measured, several times in turn.
+type situation int
+
+const (
+	alone       situation = iota // offline pods stand still
+	without                      // they run, the agent only watches
+	with                         // they run, the agent acts
+	_situations = iota
+)
+
+func (k situation) String() string {
+	return [...]string{"alone", "beside offline work", "the same, with qos-agent"}[k]
+}
+
+// play measures the situations in rounds, each in random order: what else goes on in the machine meets all of them alike.
+func (s *stage) play(ctx context.Context) (*report, error) {
+	capacity, err := s.calibrate(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r := newReport(s, capacity)
+	fmt.Printf("%s carries %.0f requests/s on CPUs %s; the demo asks for %.0f\n", s.web.what, capacity, s.cpus, r.Rate)
+	if err := s.load.SetRate(r.Rate); err != nil {
+		return nil, err
+	}
+	rng := rand.New(rand.NewPCG(s.o.seed, 1))
+	for round := range s.o.rounds {
+		for _, i := range rng.Perm(_situations) {
+			m, err := s.measure(ctx, situation(i))
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", situation(i), err)
+			}
+			r.windows[i] = append(r.windows[i], m)
+			fmt.Printf("  round %d: %-26s p99 %s\n", round+1, situation(i), us(m.P99))
+		}
+	}
+	if err := s.reaction(ctx, r); err != nil {
+		return nil, fmt.Errorf("reaction: %w", err)
+	}
+	return r, s.leave(ctx, r)
+}
+
+// calibrate finds how many requests a second the service answers at most, by asking for more than that for moments.
+func (s *stage) calibrate(ctx context.Context) (float64, error) {
+	const moment = 400 * time.Millisecond
+	var rates []float64
+	for range 5 {
+		if _, err := s.load.Collect(); err != nil {
+			return 0, err
+		}
+		if err := s.load.SetRate(1e6); err != nil {
+			return 0, err
+		}
+		if err := sleep(ctx, moment); err != nil {
+			return 0, err
+		}
+		if err := s.load.SetRate(0); err != nil { // and forget what is overdue, which nobody could answer in time
+			return 0, err
+		}
+		w, err := s.load.Collect()
+		if err != nil {
+			return 0, err
+		}
+		rates = append(rates, w.Rate)
+	}
+	return load.Median(rates), nil
+}
+
+// window measures for d after a pause.
+func (s *stage) window(ctx context.Context, settle, d time.Duration) (load.Window, error) {
+	if err := sleep(ctx, settle); err != nil {
+		return load.Window{}, err
+	}
+	if _, err := s.load.Collect(); err != nil {
+		return load.Window{}, err
+	}
+	if err := sleep(ctx, d); err != nil {
+		return load.Window{}, err
+	}
+	return s.load.Collect()
+}
+
+// measurement is one window of one situation.
+type measurement struct {
+	load.Window
+	Offline  float64  // MB hashed per second by the offline pods
+	Culprits []string // named by the agent at the end of the window
+	Blame    map[string]float64
+	Changed  []string // settings that differ from before, where none may
+}
+
+func (s *stage) measure(ctx context.Context, k situation) (m measurement, err error) {
+	if k == with {
+		err = s.enforce(ctx)
+	} else {
+		err = s.observe(ctx)
+	}
+	if err != nil {
+		return m, err
+	}
+	if k != alone {
+		s.heavy.resume()
+		s.light.resume()
+		defer s.heavy.pause()
+		defer s.light.pause()
+	}
+	if err := sleep(ctx, s.o.settle); err != nil {
+		return m, err
+	}
+	begin, start := s.heavy.bytes()+s.light.bytes(), time.Now()
+	if m.Window, err = s.window(ctx, 0, s.o.window); err != nil {
+		return m, err
+	}
+	m.Offline = float64(s.heavy.bytes()+s.light.bytes()-begin) / 1e6 / time.Since(start).Seconds()
+	if m.Completed == 0 {
+		return m, fmt.Errorf("the online service answered nothing: %+v", m.Window)
+	}
+	if k == without {
+		st, err := s.agent.State(ctx)
+		if err != nil {
+			return m, err
+		}
+		m.Culprits, m.Blame = findings(st)
+	}
+	if k != with {
+		m.Changed, err = s.changed()
+	}
+	return m, err
+}
+
+// findings are the culprits that the agent names for the online service, and how it splits the blame.
+func findings(st *server.State) (culprits []string, blame map[string]float64) {
+	blame = map[string]float64{}
+	for _, v := range st.Verdicts {
+		if v.Namespace+"/"+v.Pod != webPod || !strings.Contains(v.Axis, "cpu") {
+			continue
+		}
+		for _, c := range v.Culprits {
+			if name := party(c); v.Level == "violated" && !slices.Contains(culprits, name) {
+				culprits = append(culprits, name)
+			}
+		}
+		for _, b := range v.Blame {
+			blame[party(b.Culprit)] += b.Ratio
+		}
+	}
+	return culprits, blame
+}
+
+func party(p server.Party) string {
+	if p.Namespace == "" {
+		return p.Name
+	}
+	return p.Namespace + "/" + p.Name
+}
+
+// reactionPolicy has no standing posture, so that the agent has to act when a burst comes, and gives back soon.
+const reactionPolicy = "{mode: enforce, cpu: {posture: none, ladder: [idle], cooldown: 10ms, hold: 200ms, regrowEvery: 100ms}}"
+
+// reaction lets the heavy pod loose on a service that nothing protects beforehand, and waits for the agent's first cut.
+func (s *stage) reaction(ctx context.Context, r *report) error {
+	if err := s.observe(ctx); err != nil {
+		return err
+	}
+	for range s.o.bursts {
+		if _, err := s.setPolicy(ctx, reactionPolicy, "an agent that holds nothing and is ready to act", func(st *server.State) bool {
+			return st.Agent.Mode == "enforce" && len(st.Knobs) == 0
+		}); err != nil {
+			return err
+		}
+		if err := sleep(ctx, s.o.settle); err != nil {
+			return err
+		}
+		start := time.Now()
+		s.heavy.resume()
+		wait, cancel := context.WithTimeout(ctx, 5*time.Second)
+		st, err := s.agent.WaitState(wait, "the heavy pod to be cut", func(st *server.State) bool { return held(st, heavyPod) })
+		cancel()
+		s.heavy.pause()
+		if err != nil {
+			r.fail("a burst of offline work was not cut within 5 s: %v", err)
+			return ctx.Err()
+		}
+		for _, k := range st.Knobs {
+			if k.Pod == heavyPod {
+				r.bursts = append(r.bursts, k.Since.Sub(start).Seconds()*1e3)
+				break
+			}
+		}
+		if held(st, lightPod) {
+			r.fail("the innocent pod %s was cut", lightPod)
+		}
+		if err := s.observe(ctx); err != nil {
+			return err
+		}
+	}
+	st, err := s.agent.State(ctx)
+	if err != nil {
+		return err
+	}
+	r.Reaction = reactionReport{
+		BurstToCutP50: load.Median(r.bursts), BurstToCutMax: maxOf(r.bursts), Bursts: len(r.bursts),
+		EventToWriteP50: st.Loop.Reaction.P50Seconds * 1e3, EventToWriteP99: st.Loop.Reaction.P99Seconds * 1e3, Events: st.Loop.Reaction.Count,
+	}
+	return nil
+}
+
+// leave stops the agent while it holds things, and looks whether it has put all of them back.
+func (s *stage) leave(ctx context.Context, r *report) error {
+	if err := s.enforce(ctx); err != nil {
+		return err
+	}
+	moved, err := s.changed()
+	if err != nil {
+		return err
+	}
+	if len(moved) == 0 {
+		r.fail("the agent says that it holds settings, and none has changed")
+	}
+	stop, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	if err := s.agent.Stop(stop); err != nil {
+		r.fail("%v", err)
+	}
+	s.agent = nil
+	left, err := s.changed()
+	if err != nil {
+		return err
+	}
+	r.Restored, r.SettingsHeld = len(left) == 0, len(moved)
+	for _, line := range left {
+		r.fail("not restored: %s", line)
+	}
+	r.judge()
+	return nil
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}
