@@ -109,11 +109,15 @@ func inheritCPUs(dir string) error {
 	return nil
 }
 
-// dirs is the group's directory in each hierarchy, each once.
+// dirs is the group's directory in each hierarchy, each once. The v2 tree of a hybrid machine is left out: it has no
+// controllers, and runtimes make no groups in it either.
 func (t *Tree) dirs(group string) []string {
 	var out []string
 	seen := map[string]bool{}
 	for _, c := range controllers {
+		if t.h.Mode() == cgroup.Hybrid && t.h.V2(c) {
+			continue
+		}
 		if dir, ok := t.h.Dir(c, group); ok && !seen[dir] {
 			seen[dir] = true
 			out = append(out, dir)
@@ -122,7 +126,7 @@ func (t *Tree) dirs(group string) []string {
 	return out
 }
 
-// Join moves a process into a group that Make has made.
+// Join moves a process into a group that Make has made. On cgroup v2 it must have no groups below it.
 func (t *Tree) Join(group string, pid int) error {
 	for _, dir := range t.dirs(group) {
 		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0); err != nil {

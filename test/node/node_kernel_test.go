@@ -196,7 +196,11 @@ func (f *fixture) run(name string, loads ...work.Load) []*work.Process {
 		}
 		f.load = append(f.load, p)
 		out = append(out, p)
-		if err := f.tree.Join(f.tree.Path(name), p.PID()); err != nil {
+		group := f.tree.Path(name)
+		if name == "batch" { // its processes are in the nested group, as v2 wants it
+			group = f.tree.Path(name, "inner")
+		}
+		if err := f.tree.Join(group, p.PID()); err != nil {
 			f.t.Fatal(err)
 		}
 	}
