@@ -36,16 +36,18 @@ type cli struct {
 func main() {
 	work.MaybeRun()
 	var c cli
-	kctx := kong.Parse(&c)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	kctx.FatalIfErrorf(kctx.Run(ctx, &c))
+	kctx := kong.Parse(&c, kong.BindTo(ctx, (*context.Context)(nil)))
+	kctx.FatalIfErrorf(kctx.Run())
 }
 
-// Run is needed by kong to pass the context on.
+// Run measures and writes the result.
 func (c *costCmd) Run(ctx context.Context, top *cli) error {
 	return bench(ctx, top, "agent-cost.json", c.measure)
 }
+
+// Run measures and writes the result.
 func (c *reactionCmd) Run(ctx context.Context, top *cli) error {
 	return bench(ctx, top, "reaction.json", c.measure)
 }
