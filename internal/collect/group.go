@@ -212,12 +212,14 @@ func (c *Collector) readQuota(now time.Duration, ct *container) {
 		return
 	}
 	p := ct.pod
-	if p.cpu == nil || !p.due.due(partQuota, now, c.every[partQuota], p.phase) {
+	if p.cpu == nil || p.quotaAt != 0 && now-p.quotaAt < c.every[partQuota] {
 		return
 	}
 	if err := p.cpu.Quota(&c.scratch, &p.quota); err != nil {
 		c.podBroken(ct, err)
+		return
 	}
+	p.quotaAt = now
 }
 
 // readCPU reads CPU time and throttling: at each tick if a quota may be what an online container suffers from.

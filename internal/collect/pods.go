@@ -20,12 +20,11 @@ type pod struct {
 	ref   PodRef
 	group string
 
-	cpu    *cgroup.CPUReader // nil if not open, or if the pod's group is a container's too
-	quota  cgroup.CPUQuota
-	due    schedule
-	stat   cgroup.CPUStat
-	statAt time.Duration // when stat was read; 0: never
-	phase  uint32
+	cpu     *cgroup.CPUReader // nil if not open, or if the pod's group is a container's too
+	quota   cgroup.CPUQuota
+	quotaAt time.Duration // when quota was read; 0: never
+	stat    cgroup.CPUStat
+	statAt  time.Duration // when stat was read; 0: never
 
 	// Totals since the pod was first seen. What containers of one name counted is added up, so that a restart sets nothing back.
 	totals map[string]*totals
@@ -102,7 +101,7 @@ func (c *Collector) pod(d *signal.Pod) *pod {
 	ref := refOf(d)
 	p := c.podStates[ref]
 	if p == nil {
-		p = &pod{ref: ref, totals: map[string]*totals{}, blame: map[*pod]uint64{}, phase: c.nextPhase()}
+		p = &pod{ref: ref, totals: map[string]*totals{}, blame: map[*pod]uint64{}}
 		c.podStates[ref] = p
 	}
 	group := ""
@@ -127,7 +126,7 @@ func (c *Collector) endPod(p *pod) {
 
 func (p *pod) close(c *Collector) {
 	c.closed(p.cpu.Close())
-	p.cpu, p.quota, p.statAt = nil, cgroup.CPUQuota{}, 0
+	p.cpu, p.quota, p.quotaAt, p.statAt = nil, cgroup.CPUQuota{}, 0, 0
 }
 
 // container finds or makes what is kept of a container, and brings its role up to date. A new one is opened at once, so that its
@@ -136,7 +135,8 @@ func (c *Collector) container(now time.Duration, p *pod, d *signal.Container, vi
 	key := keyOf(p.ref, d)
 	ct := c.containers[key]
 	if ct == nil {
-		ct = &container{key: key, pod: p, group: key.group, victim: victim, dir: -1, phase: c.nextPhase()}
+		ct = &container{key: key, pod: p, group: key.group, victim: victim, dir: -1, phase: c.born}
+		c.born++
 		if ct.totals = p.totals[d.Name]; ct.totals == nil {
 			ct.totals = &totals{}
 			p.totals[d.Name] = ct.totals
@@ -178,11 +178,6 @@ func addWait(sum, w *ebpf.Wait) {
 	for i, n := range w.Hist {
 		sum.Hist[i] += n
 	}
-}
-
-func (c *Collector) nextPhase() uint32 {
-	c.born++
-	return c.born
 }
 
 // closed takes the error of closing a file that was read from: there is nothing to do about it but to say so.

@@ -28,7 +28,7 @@ func (s *schedule) due(p part, now, every time.Duration, phase uint32) bool {
 	case now < next:
 		return false
 	case next == 0:
-		s[p] = now + spread(every, phase*uint32(parts)+uint32(p))
+		s[p] = now + spread(every, phase, p)
 	default:
 		// Late is late: nothing is made up for, and the phase stays.
 		s[p] = next + ((now-next)/every+1)*every
@@ -36,9 +36,14 @@ func (s *schedule) due(p part, now, every time.Duration, phase uint32) bool {
 	return true
 }
 
-// spread gives the n-th of a series of durations below every that is even however long it gets (van der Corput's).
-func spread(every time.Duration, n uint32) time.Duration {
-	return time.Duration(float64(every) * float64(bits.Reverse32(n)) / (1 << 32))
+// spread gives the container of this phase its place in the interval. Phases count up, and however many there are, their places are
+// even (van der Corput's series). Each part begins at another place, so that a new container is not read all at once.
+func spread(every time.Duration, phase uint32, p part) time.Duration {
+	place := float64(bits.Reverse32(phase))/(1<<32) + float64(p)/float64(parts)
+	if place >= 1 {
+		place--
+	}
+	return time.Duration(place * float64(every))
 }
 
 // backoff spaces attempts at something that fails, ever more widely. The zero value attempts nothing.
