@@ -28,6 +28,7 @@ need redis-server redis-server
 need memcached memcached
 need stress-ng stress-ng                      # offline work
 need runqlat libbpf-tools                     # independent eyes
+need promtool prometheus                      # promtool checks metrics and alerts; the server is not used
 missing=${missing# }
 
 # A kernel for the virtual machine can only be found in a package index.

@@ -5,35 +5,48 @@ package features
 import (
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
-// Probe looks at every feature by which a test may excuse its absence. Names are what stands between "needs " and the colon of
-// a skip.
+// Probe looks at every feature by which a test may excuse its absence. Names are, in lower case, what stands between "needs "
+// and the colon of a skip, remarks in parentheses aside.
 func Probe() map[string]bool {
+	root := os.Geteuid() == 0
 	unified := exists("/sys/fs/cgroup/cgroup.controllers")
+	legacy := exists("/sys/fs/cgroup/cpu/cgroup.procs")
+	group := probeGroup()
 	return map[string]bool{
-		"root":       os.Geteuid() == 0,
-		"btf":        exists("/sys/kernel/btf/vmlinux"),
-		"bpf":        os.Geteuid() == 0 && exists("/sys/kernel/btf/vmlinux"),
-		"cgroup v2":  unified,
-		"cgroup v1":  !unified && exists("/sys/fs/cgroup/cpu/cgroup.procs"),
-		"hybrid":     exists("/sys/fs/cgroup/unified/cgroup.procs"),
-		"cpu.idle":   fileBelow("cpu.idle"),
-		"psi":        exists("/proc/pressure/cpu"),
-		"pmu":        hasPMU(),
-		"resctrl":    hasFilesystem("resctrl"),
-		"two cpus":   cpus() >= 2,
-		"containerd": os.Geteuid() == 0 && hasPrograms("containerd", "runc", "ctr"),
-		"qemu":       hasPrograms("qemu-system-x86_64"),
-		"nginx":      hasPrograms("nginx"),
-		"runqlat":    hasPrograms("runqlat"),
-		"stress-ng":  hasPrograms("stress-ng"),
-		"busybox":    exists("/bin/busybox"),
-		"go":         hasPrograms("go"),
-		"smt":        read("/sys/devices/system/cpu/smt/active") == "1",
+		"root":                   root,
+		"leave to use sched_rr":  root,
+		"btf":                    exists("/sys/kernel/btf/vmlinux"),
+		"bpf":                    root && exists("/sys/kernel/btf/vmlinux"),
+		"sysfs":                  exists("/sys/devices/system/cpu"),
+		"smt":                    read("/sys/devices/system/cpu/smt/active") == "1",
+		"two cpus":               cpus() >= 2,
+		"cgroups":                unified || legacy,
+		"control groups":         unified || legacy,
+		"cgroup v2":              unified,
+		"cgroup v1":              !unified && legacy,
+		"hybrid cgroups":         exists("/sys/fs/cgroup/unified/cgroup.procs"),
+		"to make groups":         group != nil,
+		"cpu.idle":               group["cpu.idle"],
+		"cpu quotas":             group["cpu.max"] || group["cpu.cfs_quota_us"],
+		"psi":                    exists("/proc/pressure/cpu"),
+		"pmu":                    hasPMU(),
+		"resctrl":                hasFilesystem("resctrl"),
+		"the time zone database": exists("/usr/share/zoneinfo/Europe/Berlin"),
+		"busybox":                exists("/bin/busybox"),
+		"containerd":             root && hasPrograms("containerd", "runc"),
+		"go":                     hasPrograms("go"),
+		"nginx":                  hasPrograms("nginx"),
+		"promtool":               hasPrograms("promtool"),
+		"qemu":                   hasPrograms("qemu-system-x86_64"),
+		"runqlat":                hasPrograms("runqlat"),
+		"stress-ng":              hasPrograms("stress-ng"),
+		"the command sleep":      hasPrograms("sleep"),
 	}
 }
 
@@ -47,9 +60,11 @@ func read(name string) string {
 	return strings.TrimSpace(string(text))
 }
 
+// hasPrograms looks also where root's programs are, which are not in everybody's PATH.
 func hasPrograms(names ...string) bool {
 	for _, name := range names {
-		if _, err := exec.LookPath(name); err != nil {
+		_, err := exec.LookPath(name)
+		if err != nil && !exists(filepath.Join("/usr/sbin", name)) {
 			return false
 		}
 	}
@@ -57,7 +72,7 @@ func hasPrograms(names ...string) bool {
 }
 
 func hasFilesystem(name string) bool {
-	for line := range strings.Lines(read("/proc/filesystems") + "\n") {
+	for line := range strings.Lines(read("/proc/filesystems")) {
 		if f := strings.Fields(line); len(f) > 0 && f[len(f)-1] == name {
 			return true
 		}
@@ -73,18 +88,26 @@ func cpus() int {
 	return set.Count()
 }
 
-// fileBelow tells whether a group of the cpu controller has the file; the root group never has it.
-func fileBelow(file string) bool {
+// probeGroup makes a group of the cpu controller, lists its files and removes it; the root group has not got them. It is nil
+// if no group can be made.
+func probeGroup() map[string]bool {
 	for _, root := range []string{"/sys/fs/cgroup/cpu", "/sys/fs/cgroup"} {
-		dir := root + "/qos-agent-test-probe"
-		if !exists(root+"/cgroup.procs") || os.Mkdir(dir, 0o755) != nil {
+		if !exists(root + "/cgroup.procs") {
 			continue
 		}
-		found := exists(dir + "/" + file)
+		dir, err := os.MkdirTemp(root, "qos-agent-probe-")
+		if err != nil {
+			continue
+		}
+		entries, _ := os.ReadDir(dir)
 		_ = os.Remove(dir) // it is empty
-		return found
+		files := map[string]bool{}
+		for _, e := range entries {
+			files[e.Name()] = true
+		}
+		return files
 	}
-	return false
+	return nil
 }
 
 // hasPMU tries to count cycles of this process in hardware.

@@ -144,11 +144,22 @@ func (t *tally) finish(key string, has map[string]bool, s *suite, e event) {
 	fmt.Fprintf(t.out, "%s %-60s %4d passed %3d failed %3d skipped %7.1f s\n", word, key, passed, len(failed), skipped, e.Elapsed)
 	for _, name := range failed {
 		t.failures = append(t.failures, key+" "+name)
-		fmt.Fprintf(t.out, "---- %s %s\n%s", key, name, s.tests[name].output.String())
+		fmt.Fprintf(t.out, "---- %s %s\n%s", key, name, lastLines(s.tests[name].output.String()))
 	}
 	if len(failed) > 0 && s.output.Len() > 0 {
-		fmt.Fprintf(t.out, "---- %s, outside its tests\n%s", key, s.output.String())
+		fmt.Fprintf(t.out, "---- %s, outside its tests\n%s", key, lastLines(s.output.String()))
 	}
+}
+
+// shownLines of a failed test are printed: some log every step of an hour.
+const shownLines = 200
+
+func lastLines(text string) string {
+	lines := strings.SplitAfter(text, "\n")
+	if drop := len(lines) - shownLines; drop > 0 {
+		return fmt.Sprintf("(%d lines are left out)\n%s", drop, strings.Join(lines[drop:], ""))
+	}
+	return text
 }
 
 func anyFailedBelow(s *suite, name string) bool {
@@ -210,7 +221,8 @@ func skipReason(output string) string {
 	return strings.Join(said, " ")
 }
 
-var needs = regexp.MustCompile(`needs ([^:]+): `)
+// needs finds the feature that a skip names; a remark in parentheses behind it is for people.
+var needs = regexp.MustCompile(`needs ([^:(]+?)(?: \([^)]*\))?: ?`)
 
 // unexcused says why a skip is not acceptable; empty if it is. A test may be skipped only for the lack of a feature that the
 // runner itself finds missing.

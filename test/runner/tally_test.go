@@ -93,6 +93,25 @@ func TestNothingRanIsAFailure(t *testing.T) {
 	}
 }
 
+func TestExcuses(t *testing.T) {
+	has := map[string]bool{"root": true, "cpu.idle": false, "psi": false}
+	for reason, excused := range map[string]bool{
+		"needs root: runs the daemon":                      false,
+		"needs cpu.idle (Linux 5.15): open: no such file":  true,
+		"needs PSI: open /proc/pressure/cpu: no such file": true,
+		"needs PSI:open /proc/pressure/cpu":                true,
+		"needs psi":                                        false,
+		"not today":                                        false,
+		"":                                                 false,
+		"needs unicorns: none seen":                        false,
+		"because it needs psi: which this kernel was built without": true,
+	} {
+		if got := unexcused(reason, has); (got == "") != excused {
+			t.Errorf("%q: %q", reason, got)
+		}
+	}
+}
+
 func TestSkipReason(t *testing.T) {
 	got := skipReason("=== RUN   TestX\n    a_test.go:3: needs root: may not\n        write\n    --- SKIP: TestX (0.00s)\n")
 	if got != "needs root: may not write" {
