@@ -17,6 +17,8 @@ const OwnerCPU = "cpu"
 const (
 	// probation is the least time after a step back up in which a new complaint is taken as that step's doing.
 	probation = 5 * time.Second
+	// slowHarm is how long a level that was bad once must be good before that is forgotten.
+	slowHarm = 5 * time.Minute
 	// pauseMax bounds the pause after a level that turned out to hurt, and the pause between two freezes.
 	pauseMax = 15 * time.Minute
 	// absolution is how many times Hold a pod must have had no noticeable part in anybody's trouble to grow although somebody is
@@ -56,9 +58,10 @@ type CPU struct {
 	trials int      // how many are open
 	spare  []*trial // for use again
 
-	scratch judge.Tally
-	notes   []Note
-	sorted  []int // scratch of guard
+	scratch  judge.Tally
+	notes    []Note
+	sorted   []int // scratch of guard
+	promised []int // scratch of expect
 }
 
 // offline is what is remembered of one offline pod.
@@ -468,23 +471,32 @@ func (c *CPU) cut(in *Input, p *offline, k complaint) outcome {
 		return waiting
 	}
 
-	to, rule, ok := c.fit(in, p, p.beforeGrow), RuleRegrowUndo, true
+	to, rule := c.fit(in, p, p.beforeGrow), RuleRegrowUndo
 	if !p.onProbation(in, k) {
-		if to, ok = c.down(in, p); !ok {
+		var rung policy.Rung
+		if to, rung = c.down(in, p); rung == "" {
 			return exhausted
 		}
 		rule = k.rule
+		switch {
+		case pr.trial == nil:
+			c.open(in, p, pr, k, p.grant, in.Now)
+			if pr.trial != nil {
+				pr.trial.rung = rung
+			}
+		case pr.failures > 1 && rung != pr.trial.rung:
+			// The whole ladder did not help, and not because the first try had no measure of how bad it was: now each rung
+			// has to show that it does something before the next is taken.
+			return waiting
+		}
 	}
 	pause := p.relapse(in)
-	if rule != RuleRegrowUndo && pr.trial == nil {
-		c.open(in, p, pr, k, p.grant, in.Now)
-	}
 	c.note(in, p, Note{Rule: rule, Victim: in.Pods[in.Containers[k.container].Pod].Key(), To: to, Wait: k.wait, Permille: k.permille,
 		Objective: in.objective(k.event), Belief: pr.belief, Pause: pause})
 	p.beforeCut, p.lastCut, p.grown = p.grant, in.Now, false
 	p.victim = in.Pods[in.Containers[k.container].Pod].Key()
 	c.set(p, to, rule)
-	p.restart(in.Now)
+	p.restart(in)
 	return done
 }
 
@@ -518,8 +530,8 @@ func (p *offline) relapse(in *Input) time.Duration {
 	return p.bad.wait
 }
 
-// down is the next step down the ladder; ok is false at its end.
-func (c *CPU) down(in *Input, p *offline) (to Grant, ok bool) {
+// down is the next step down the ladder, and the rung that it is on; "" at the end.
+func (c *CPU) down(in *Input, p *offline) (to Grant, rung policy.Rung) {
 	g := p.grant
 	s := &in.Spec.CPU
 	for _, r := range s.Ladder {
@@ -531,7 +543,7 @@ func (c *CPU) down(in *Input, p *offline) (to Grant, ok bool) {
 		case policy.RungIdle:
 			if !g.Idle && idleHelps(in) {
 				g.Idle = true
-				return g, true
+				return g, r
 			}
 		case policy.RungCPUs:
 			all := c.cores(in, p)
@@ -543,7 +555,7 @@ func (c *CPU) down(in *Input, p *offline) (to Grant, ok bool) {
 			n = max(min(n, all-s.CPUs.IdleBuffer), coreFloor(in))
 			if n < now {
 				g.Cores = n
-				return g, true
+				return g, r
 			}
 		case policy.RungQuota:
 			now := g.MilliCPU
@@ -552,29 +564,36 @@ func (c *CPU) down(in *Input, p *offline) (to Grant, ok bool) {
 			}
 			if n := max(now*int64(100-s.Quota.CutPercent)/100, quotaFloor(in)); n < now {
 				g.MilliCPU = n
-				return g, true
+				return g, r
 			}
 		case policy.RungFreeze:
 			if in.Now >= p.ice.next && s.Freeze.Max > 0 {
 				p.ice.thaw = in.Now + s.Freeze.Max.D()
 				p.ice.count++
 				g.Frozen = true
-				return g, true
+				return g, r
 			}
 		}
 	}
-	return g, false
+	return g, ""
 }
 
 func ceil(a, b int) int { return (a + b - 1) / b }
 
 // capacity is the CPU time that the pod could use without a quota of ours, in thousandths of a CPU.
 func (c *CPU) capacity(in *Input, p *offline) int64 {
+	g := p.grant
+	g.MilliCPU = 0
+	return c.cpuTime(in, p, g)
+}
+
+// cpuTime is the CPU time that the pod could use under a grant, in thousandths of a CPU. It is at least 1.
+func (c *CPU) cpuTime(in *Input, p *offline, g Grant) int64 {
 	n := c.machine.set.Len()
-	if s, ok := allowed(in, p.pod); ok && n > 0 {
+	if s, ok := allowed(in, p.pod); ok && n > 0 && (g.Cores > 0 || !s.Empty()) {
 		cores := len(c.machine.cores)
-		if p.grant.Cores > 0 {
-			cores = p.grant.Cores
+		if g.Cores > 0 {
+			cores = g.Cores
 		}
 		n = c.machine.mask(cores, s).Len()
 	}
@@ -582,7 +601,10 @@ func (c *CPU) capacity(in *Input, p *offline) int64 {
 	if p.ownLimit > 0 {
 		all = min(all, p.ownLimit)
 	}
-	return all
+	if g.MilliCPU > 0 {
+		all = min(all, g.MilliCPU)
+	}
+	return max(all, 1)
 }
 
 // demand is where a quota begins: what the pod uses now, since a limit far above that would do nothing, but not less than a CPU,
@@ -662,9 +684,9 @@ func (c *CPU) regrow(in *Input) {
 	}
 }
 
-// forgive forgets a bad level that has been good for as long as it was avoided.
+// forgive forgets a bad level that has been good for as long as it was avoided, and long enough for slow harm to show.
 func (p *offline) forgive(in *Input) {
-	if p.bad.wait > 0 && p.grant.compare(p.bad.level) >= 0 && in.Now-max(p.lastCut, p.lastGrowth) >= p.bad.wait {
+	if p.bad.wait > 0 && p.grant.compare(p.bad.level) >= 0 && in.Now-max(p.lastCut, p.lastGrowth) >= max(p.bad.wait, slowHarm) {
 		p.bad = bad{}
 	}
 }

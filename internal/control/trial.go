@@ -33,12 +33,16 @@ const (
 type trial struct {
 	container uint32        // ContainerID of the victim
 	from      Grant         // what the pod had before
+	rung      policy.Rung   // of the first step; "": it joined another's cut
 	cut       time.Duration // the last step down, or the start of an extension
 	seen      time.Duration // WaitSample.At of the newest sample looked at
 	first     bool          // no further step was taken since it was opened
 
 	before    time.Duration // p99 before the cut
 	contended bool          // before was beyond the objective: there is something to improve
+	share     int           // of the victim's wait that the pod had before, in thousandths
+	expected  int           // by how much the wait should fall if all open blame of this victim is right, in thousandths
+	due       time.Duration // when it is to be looked at
 	rate      rate          // waits over time before the cut
 	events    rate          // single long waits over time before the cut
 	extended  int
@@ -84,18 +88,18 @@ func (p *offline) onTrial() bool {
 }
 
 // restart makes all experiments with p begin anew at a further step down.
-func (p *offline) restart(now time.Duration) {
+func (p *offline) restart(in *Input) {
 	for i := range p.pairs {
-		if t := p.pairs[i].trial; t != nil && t.cut != now {
+		if t := p.pairs[i].trial; t != nil && t.cut != in.Now {
 			t.first = false
-			t.anew(now)
+			t.anew(in.Now, in.Spec.CPU.Verify.After.D())
 		}
 	}
 }
 
 // anew forgets what was seen so far.
-func (t *trial) anew(now time.Duration) {
-	t.cut = now
+func (t *trial) anew(now, after time.Duration) {
+	t.cut, t.due = now, now+after
 	t.after.Reset()
 	t.afterSpan, t.afterEvents = 0, 0
 }
@@ -111,11 +115,12 @@ func (c *CPU) open(in *Input, p *offline, pr *pair, k complaint, from Grant, cut
 	}
 	c.trials++
 	r, _ := in.Judge.Read(k.container)
-	t.container, t.from, t.first, t.extended = in.ContainerID[k.container], from, true, 0
+	t.container, t.from, t.rung, t.first, t.extended = in.ContainerID[k.container], from, "", true, 0
 	t.seen = in.Containers[k.container].Wait.At
 	t.before, t.rate, t.events = r.P99, rate{r.Samples, r.Window}, rate{r.Events, max(r.Window, in.Spec.Judge.Window.D()/2)}
 	t.contended = in.beyond(t.before)
-	t.anew(cut)
+	t.share, t.expected = k.permille, 0
+	t.anew(cut, in.Spec.CPU.Verify.After.D())
 	pr.trial = t
 }
 
@@ -167,6 +172,7 @@ func (c *CPU) verify(in *Input) {
 	if c.trials == 0 {
 		return
 	}
+	c.expect(in)
 	for _, p := range c.pods {
 		if p == nil {
 			continue
@@ -183,6 +189,46 @@ func (c *CPU) verify(in *Input) {
 			}
 		}
 	}
+}
+
+// expect works out, for each victim, what the open experiments together should do for it: a pod that had a fifth of the wait and lost
+// half of its CPUs should bring a tenth. What several small culprits promise together is what the victim has to show.
+func (c *CPU) expect(in *Input) {
+	c.promised = append(c.promised[:0], make([]int, len(in.Containers))...)
+	for pass := range 2 {
+		for _, p := range c.pods {
+			if p == nil {
+				continue
+			}
+			for i := range p.pairs {
+				t := p.pairs[i].trial
+				if t == nil {
+					continue
+				}
+				at, ok := in.Judge.Index(t.container)
+				if !ok {
+					continue
+				}
+				if pass == 0 {
+					c.promised[at] += t.share * c.lost(in, p, t.from) / 1000
+				} else {
+					t.expected = max(t.expected, c.promised[at])
+				}
+			}
+		}
+	}
+}
+
+// lost is how much of its CPUs p has lost since it had from, in thousandths. The idle and freeze rungs count as all of them.
+func (c *CPU) lost(in *Input, p *offline, from Grant) int {
+	if p.grant.Frozen || p.grant.Idle && !from.Idle {
+		return 1000
+	}
+	had, has := c.cpuTime(in, p, from), c.cpuTime(in, p, p.grant)
+	if has >= had {
+		return 0
+	}
+	return int((had - has) * 1000 / had)
 }
 
 // watch takes in the victim's new waits. ok is false when the victim's container is gone.
@@ -215,10 +261,10 @@ func (c *CPU) watch(in *Input, t *trial) (ok bool) {
 // conclude ends an experiment when it is time and there is enough to see.
 func (c *CPU) conclude(in *Input, p *offline, pr *pair) {
 	t, o := pr.trial, &in.Spec.CPU.Verify
-	age := in.Now - t.cut
-	if age < o.After.D() {
+	if in.Now < t.due {
 		return
 	}
+	age := in.Now - t.cut
 	if t.after.Total() < uint64(in.Spec.Judge.MinSamples) {
 		if age >= patience*o.After.D() {
 			c.close(pr)
@@ -226,11 +272,17 @@ func (c *CPU) conclude(in *Input, p *offline, pr *pair) {
 		return
 	}
 
-	p99, left := t.after.P99(), uint64(100-o.ImprovePercent)
+	// A small cut of a small culprit cannot do much. It has to show half of what it promises, and is looked at for longer.
+	required := o.ImprovePercent * 10
+	small := t.expected < required
+	if small {
+		required = t.expected / 2
+	}
+	p99, left := t.after.P99(), uint64(1000-required)
 	now := rate{t.after.Total(), t.afterSpan}
 	inside := !in.beyond(p99)
-	fewer := !rate{t.afterEvents, age}.times(t.events, left, 100) || t.afterEvents == 0
-	better := uint64(p99)*100 <= uint64(t.before)*left
+	fewer := t.afterEvents == 0 || !rate{t.afterEvents, age}.times(t.events, left, 1000)
+	better := uint64(p99)*1000 <= uint64(t.before)*left
 	busier := !t.rate.times(now, 2, 3)  // the victim itself does more than 3/2 of what it did
 	quieter := !now.times(t.rate, 1, 2) // or less than half
 	switch {
@@ -238,11 +290,14 @@ func (c *CPU) conclude(in *Input, p *offline, pr *pair) {
 		c.close(pr) // well, but perhaps only because it does less
 	case inside && (t.contended || fewer), t.contended && better:
 		c.prove(in, p, pr, p99)
-	case (busier || !t.contended) && t.extended < extensions:
+	case t.extended < extensions && (busier || !t.contended):
 		// Nothing can be said: the victim's own load grew, or there is no measure of how bad it was before. From here on there is.
 		t.extended++
 		t.before, t.contended, t.rate, t.events = p99, !inside, now, rate{t.afterEvents, age}
-		t.anew(in.Now)
+		t.anew(in.Now, o.After.D())
+	case t.extended < extensions && small:
+		t.extended++
+		t.due = in.Now + o.After.D()
 	default:
 		c.refute(in, p, pr, p99)
 	}
@@ -250,7 +305,9 @@ func (c *CPU) conclude(in *Input, p *offline, pr *pair) {
 
 // prove ends an experiment that helped.
 func (c *CPU) prove(in *Input, p *offline, pr *pair, p99 time.Duration) {
-	pr.failures, pr.helped = 0, true
+	// Not to zero: where the waits swing by themselves, proof comes by chance now and then, and must not wipe out what many
+	// failures have taught.
+	pr.failures, pr.helped = max(0, pr.failures-1), true
 	pr.belief += (beliefMax - pr.belief + 1) / 2
 	p.owed, p.owing = Grant{}, false
 	c.note(in, p, c.result(in, pr, Note{Rule: RuleProven, To: p.grant, Wait: p99}))
