@@ -1,12 +1,23 @@
 // Package actuate carries out plans: it writes knobs in an order that the kernel accepts, reads them back, remembers in a
 // journal what they were before, and puts them back when nobody wants them any more, when the agent leaves, or after a crash.
+//
+// A plan is the complete list of what is wanted. Apply compares it with what is held; from each difference follow goals, for
+// the knob itself and for those that have to follow it (goals.go), from the goals steps in an order that the kernel accepts
+// (steps.go), and the steps are journalled (journal.go) and then done.
 package actuate
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/qos-agent/qos-agent/internal/knob"
 	"github.com/qos-agent/qos-agent/internal/policy"
@@ -29,6 +40,8 @@ type Options struct {
 	BootID string
 	// AuditBatch is how many knobs one Audit looks at; 0 is 16.
 	AuditBatch int
+
+	crash func(point string) // tests kill the process here
 }
 
 // Policy is what an operator decides about the executor.
@@ -66,39 +79,325 @@ func (e *Busy) Error() string {
 }
 
 // Executor owns the knobs. It is not for concurrent use.
-type Executor struct{}
+type Executor struct {
+	h       *cgroup.Hierarchy
+	fs      cgroup.FS
+	log     *slog.Logger
+	now     func() time.Time
+	batch   int // knobs per Audit
+	boot    string
+	lock    *os.File
+	journal *journal
+	crash   func(string)
 
-var errSkeleton = errors.New("not built yet")
-
-// Open takes the run directory and adopts what a killed agent held there. The error is a *Busy if another agent runs.
-func Open(o Options) (*Executor, error) { return nil, errSkeleton }
-
-// Apply makes the knobs what plan says, and restores the held ones that it does not name. It returns what it did or tried,
-// nil when there was nothing to do; the slice is good until the next call of a method.
-func (e *Executor) Apply(plan []knob.Want, p Policy) []knob.Outcome { return nil }
-
-// Audit looks at the next few held knobs for changes by someone else and deals with them as the policy of the last Apply says.
-func (e *Executor) Audit() []knob.Outcome { return nil }
-
-// Held lists the held knobs by group and kind.
-func (e *Executor) Held() []Held { return nil }
-
-// Generation changes whenever Held would answer differently.
-func (e *Executor) Generation() uint64 { return 0 }
-
-// RestoreAll puts every held knob back. What fails stays in the journal.
-func (e *Executor) RestoreAll() []knob.Outcome { return nil }
-
-// Close lets go of the run directory. It does not restore.
-func (e *Executor) Close() error { return nil }
-
-// Summary is what Restore did.
-type Summary struct {
-	Restored, Gone, Failed []knob.Outcome
-	// OtherBoot is how many knobs were journalled before the machine was started anew; there is nothing to restore for them.
-	OtherBoot int
+	policy   Policy
+	last     []knob.Want            // the plan that was applied last
+	wants    map[knob.Target]*entry // the same by knob
+	held     map[knob.Target]*unit
+	order    []*unit               // held, in the order in which Audit looks at them
+	cursor   int                   // of Audit
+	dirty    map[knob.Target]bool  // knobs that have to be looked at
+	retries  map[knob.Target]retry // what could not be done yet
+	retryAt  time.Time             // when the first of them is due; zero if there are none
+	refusals map[refusal]uint64    // by the plan that held it last
+	plan     uint64                // counts plans
+	version  uint64                // counts changes of Held
+	applied  bool                  // there was a plan
+	adopted  int                   // knobs taken over from a dead agent
+	lost     []knob.Outcome        // adopted knobs whose groups are gone
+	other    int                   // knobs of another boot that were dropped
+	out      []knob.Outcome
+	buf      [4096]byte
 }
 
-// Restore puts back what the journal of a dead agent holds. Options.Hierarchy may be nil: the journal knows the root.
-// It refuses with a *Busy while an agent runs. The error is not nil if anything failed.
-func Restore(o Options) (Summary, error) { return Summary{}, errSkeleton }
+// entry is a want of the current plan.
+type entry struct {
+	want    knob.Want
+	plan    uint64 // that named it last
+	yielded bool   // someone else has the knob until the want goes away
+	invalid bool   // the want can never be fulfilled, and that was said
+	gone    bool   // the group was not there, and that was said
+}
+
+// retry is when something that failed is tried again.
+type retry struct {
+	at   time.Time
+	wait time.Duration
+}
+
+const firstRetry, lastRetry = time.Second, time.Minute
+
+type refusal struct {
+	knob.Target
+	owner string
+}
+
+// Open takes the run directory and adopts what a killed agent held there: it stays as it is until the first Apply. The error
+// is a *Busy if another agent runs.
+func Open(o Options) (*Executor, error) {
+	if err := os.MkdirAll(o.RunDir, 0o755); err != nil {
+		return nil, fmt.Errorf("run dir %s: cannot be made: %w", o.RunDir, reason(err))
+	}
+	lock, err := takeLock(o.RunDir)
+	if err != nil {
+		return nil, err
+	}
+	e, err := open(o, lock)
+	if err != nil {
+		lock.Close()
+		return nil, err
+	}
+	return e, nil
+}
+
+// open is Open with the lock taken.
+func open(o Options, lock *os.File) (*Executor, error) {
+	e := &Executor{
+		h: o.Hierarchy, fs: o.FS, log: o.Log, now: o.Now, batch: o.AuditBatch, boot: o.BootID, lock: lock, crash: o.crash,
+		wants: make(map[knob.Target]*entry), held: make(map[knob.Target]*unit), dirty: make(map[knob.Target]bool),
+		retries: make(map[knob.Target]retry), refusals: make(map[refusal]uint64),
+	}
+	e.batch = cmp.Or(e.batch, 16)
+	if e.fs == nil {
+		e.fs = cgroup.Kernel
+	}
+	if e.log == nil {
+		e.log = slog.New(slog.DiscardHandler)
+	}
+	if e.now == nil {
+		e.now = time.Now
+	}
+	if e.crash == nil {
+		e.crash = func(string) {}
+	}
+	if e.boot == "" {
+		text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+		if err != nil {
+			return nil, fmt.Errorf("boot id: %w", err)
+		}
+		e.boot = strings.TrimSpace(string(text))
+	}
+	past, err := loadHistory(o.RunDir)
+	if err != nil {
+		return nil, err
+	}
+	e.adopt(past)
+	if e.journal, err = newJournal(o.RunDir, e.state(), e.crash); err != nil {
+		e.closeKnobs()
+		return nil, fmt.Errorf("run dir %s: %w", o.RunDir, reason(err))
+	}
+	var st unix.Statfs_t
+	if unix.Statfs(o.RunDir, &st) == nil && st.Type != unix.TMPFS_MAGIC && st.Type != unix.RAMFS_MAGIC {
+		e.log.Info("run dir is not on a tmpfs: the first touch of a knob waits for the disk", "dir", o.RunDir)
+	}
+	return e, nil
+}
+
+// adopt takes over what a dead agent's journal says.
+func (e *Executor) adopt(past history) {
+	if past.damaged > 0 {
+		e.log.Warn("journal has damaged lines; knobs may not go back to what they were", "lines", past.damaged)
+	}
+	if past.boot != "" && past.boot != e.boot {
+		if e.other = len(past.held); e.other > 0 {
+			e.log.Info("journal is from before the machine was started anew: nothing to restore", "knobs", e.other)
+		}
+		return
+	}
+	for _, t := range past.order {
+		u, err := e.revive(t, past.held[t])
+		if err != nil {
+			if !cgroup.Gone(err) {
+				e.log.Warn("journalled knob cannot be opened; it stays as it is", "group", t.Cgroup, "knob", t.Kind, "error", err)
+			}
+			e.lost = append(e.lost, knob.Outcome{Want: want(t, past.held[t]), Old: past.held[t].Now, Result: knob.Gone})
+			continue
+		}
+		e.add(u)
+		e.touch(t)
+	}
+	if e.adopted = len(e.order); e.adopted > 0 || len(e.lost) > 0 {
+		e.log.Info("took over the knobs of an agent that did not leave in order", "knobs", e.adopted, "gone", len(e.lost))
+	}
+}
+
+// Adopted is how many knobs were taken over from an agent that was killed.
+func (e *Executor) Adopted() int { return e.adopted }
+
+// Apply makes the knobs what plan says, and restores the held ones that it does not name. It returns what it did or tried,
+// nil when there was nothing to do; the slice is good until the next call of a method. What fails is tried again after a
+// second, and then ever more rarely, up to once a minute.
+func (e *Executor) Apply(plan []knob.Want, p Policy) []knob.Outcome {
+	e.out = e.out[:0]
+	due := e.due()
+	if e.applied && !due && p == e.policy && slices.Equal(plan, e.last) {
+		return nil
+	}
+	if !e.applied {
+		e.out = append(e.out, e.lost...)
+		e.lost = nil
+	}
+	e.applied, e.policy = true, p
+	e.index(plan)
+	e.last = append(e.last[:0], plan...)
+	e.settle()
+	return e.out
+}
+
+// due marks what is to be tried again by now.
+func (e *Executor) due() bool {
+	if e.retryAt.IsZero() {
+		return false
+	}
+	now := e.now()
+	if now.Before(e.retryAt) {
+		return false
+	}
+	for t, r := range e.retries {
+		if !now.Before(r.at) {
+			e.touch(t)
+		}
+	}
+	return true
+}
+
+func (e *Executor) touch(t knob.Target) { e.dirty[t] = true }
+
+// index brings wants up to date with the plan and marks the knobs of which something else is wanted than before.
+func (e *Executor) index(plan []knob.Want) {
+	e.plan++
+	var others []*knob.Want // of knobs that another controller had in the last plan, and may have in this one
+	for i := range plan {
+		w := &plan[i]
+		switch en := e.wants[w.Target]; {
+		case en == nil:
+			e.wants[w.Target] = &entry{want: *w, plan: e.plan}
+			e.touch(w.Target)
+		case en.plan == e.plan:
+			e.second(en, w)
+		case en.want.Owner != w.Owner:
+			others = append(others, w)
+		default:
+			e.renew(en, w)
+		}
+	}
+	for _, w := range others {
+		if en := e.wants[w.Target]; en.plan == e.plan {
+			e.second(en, w)
+		} else {
+			e.renew(en, w)
+		}
+	}
+	for t, en := range e.wants {
+		if en.plan != e.plan {
+			delete(e.wants, t)
+			delete(e.retries, t)
+			e.touch(t)
+		}
+	}
+	for r, plan := range e.refusals {
+		if plan != e.plan {
+			delete(e.refusals, r)
+		}
+	}
+}
+
+func (e *Executor) renew(en *entry, w *knob.Want) {
+	if en.want.Value != w.Value {
+		delete(e.retries, w.Target)
+		en.invalid = false
+		e.touch(w.Target)
+	}
+	if en.want != *w {
+		e.version++
+		en.want = *w
+		if u := e.held[w.Target]; u != nil && !en.yielded {
+			u.want = *w
+		}
+	}
+	en.plan = e.plan
+}
+
+// second deals with a knob that the plan names twice.
+func (e *Executor) second(en *entry, w *knob.Want) {
+	if en.want.Owner == w.Owner && en.want.Value == w.Value {
+		return
+	}
+	r := refusal{w.Target, w.Owner}
+	if _, said := e.refusals[r]; !said {
+		e.out = append(e.out, knob.Outcome{Want: *w, Result: knob.Refused,
+			Err: fmt.Errorf("%s %s: owned by %s, which wants %s", w.Cgroup, w.Kind, en.want.Owner, en.want.Value.Format(w.Kind))})
+	}
+	e.refusals[r] = e.plan
+}
+
+// Audit looks at the next few held knobs for changes by someone else and deals with them as the policy of the last Apply says.
+// The slice is good until the next call of a method.
+func (e *Executor) Audit() []knob.Outcome {
+	e.out = e.out[:0]
+	if !e.applied {
+		return nil
+	}
+	for range min(e.batch, len(e.order)) {
+		e.cursor = (e.cursor + 1) % len(e.order)
+		u := e.order[e.cursor]
+		if raw, err := u.k.Read(e.buf[:]); err != nil || string(raw) != u.raw {
+			e.touch(u.Target)
+		}
+	}
+	if len(e.dirty) == 0 {
+		return nil
+	}
+	e.settle()
+	return e.out
+}
+
+// Held lists the held knobs by group and kind.
+func (e *Executor) Held() []Held {
+	out := make([]Held, 0, len(e.order))
+	for _, u := range e.order {
+		out = append(out, Held{
+			Target: u.Target, Original: u.setting.Format(u.orig), Current: u.setting.Format(u.cur),
+			Owner: u.want.Owner, Rule: u.want.Rule, Pod: u.want.Pod, Victim: u.want.Victim, Derived: !u.direct, Since: u.since,
+		})
+	}
+	slices.SortFunc(out, func(a, b Held) int { return compareTargets(a.Target, b.Target) })
+	return out
+}
+
+func compareTargets(a, b knob.Target) int {
+	return cmp.Or(strings.Compare(a.Cgroup, b.Cgroup), cmp.Compare(a.Kind, b.Kind))
+}
+
+// Generation changes whenever Held would answer differently.
+func (e *Executor) Generation() uint64 { return e.version }
+
+// RestoreAll puts every held knob back. What fails stays in the journal.
+func (e *Executor) RestoreAll() []knob.Outcome {
+	e.out = append(e.out[:0], e.lost...)
+	e.lost = nil
+	e.applied = true
+	for _, u := range e.order {
+		e.touch(u.Target)
+	}
+	e.index(nil)
+	e.last = e.last[:0]
+	e.settle()
+	return e.out
+}
+
+// Close lets go of the run directory. It does not restore; what is still held stays in the journal.
+func (e *Executor) Close() error {
+	e.closeKnobs()
+	err := e.journal.close()
+	if len(e.order) == 0 && err == nil {
+		err = os.Remove(filepath.Join(e.journal.dir, journalName))
+	}
+	return errors.Join(err, e.lock.Close())
+}
+
+func (e *Executor) closeKnobs() {
+	for _, u := range e.order {
+		u.k.Close()
+	}
+}
