@@ -35,7 +35,8 @@ type timing struct {
 	retry    time.Duration // between listings while a new group is not explained yet; doubled each time
 	retryMax time.Duration //
 	patience time.Duration // until a group that the runtime does not explain is given up
-	call     time.Duration // time-out of a call
+	call     time.Duration // time-out of a call that lists
+	status   time.Duration // time-out of a call about one pod or container, which must not hold up the others for long
 	budget   time.Duration // for asking about new containers within one listing
 	parallel int           // calls at a time while doing so
 	backoff  time.Duration // before the first attempt to connect again; doubled each time
@@ -52,6 +53,7 @@ var defaultTiming = timing{
 	retryMax: 500 * time.Millisecond,
 	patience: 30 * time.Second,
 	call:     5 * time.Second,
+	status:   2 * time.Second,
 	budget:   500 * time.Millisecond,
 	parallel: 4,
 	backoff:  100 * time.Millisecond,
@@ -217,6 +219,7 @@ func (l *criLoop) tick() {
 	if !now.Before(l.look) {
 		l.look = now.Add(l.period())
 		l.publish()
+		l.settle(now) // new groups gather while the runtime is away, and go again
 	}
 }
 

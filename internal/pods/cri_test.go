@@ -57,7 +57,7 @@ var layouts = []layout{
 }
 
 // mkdirs makes a group and the groups around it.
-func mkdirs(t testing.TB, f *cgrouptest.Fake, group string) {
+func mkdirs(t testing.TB, f cgrouptest.World, group string) {
 	t.Helper()
 	at := ""
 	for part := range strings.SplitSeq(strings.Trim(group, "/"), "/") {
@@ -70,7 +70,7 @@ func mkdirs(t testing.TB, f *cgrouptest.Fake, group string) {
 	}
 }
 
-func rmdir(t testing.TB, f *cgrouptest.Fake, group string) {
+func rmdir(t testing.TB, f cgrouptest.World, group string) {
 	t.Helper()
 	if err := f.Rmdir(group); err != nil {
 		t.Fatal(err)
@@ -308,6 +308,18 @@ func TestSlowRuntime(t *testing.T) {
 	n.rt.change(func() { n.rt.delay = time.Hour })
 	rmdir(t, n.tree, "/kubepods/burstable/pod1/"+id(3))
 	n.until("one to be gone", func() bool { return len(n.containers()) == 39 })
+}
+
+// A runtime that hangs over one container tells of the others, and the tree knows where that one is.
+func TestStuckContainer(t *testing.T) {
+	n := newNode(t, func(c *CRI) { c.timing.status = 50 * time.Millisecond })
+	n.rt.change(func() { n.rt.stuck = id(3) })
+	n.run(1)
+	n.run(2)
+	n.until("both", func() bool { return n.has(id(3)) && n.has(id(5)) })
+	if n.rt.called("ContainerStatus") > 3 {
+		t.Errorf("asked %d times about two containers", n.rt.called("ContainerStatus"))
+	}
 }
 
 func TestBigAnswer(t *testing.T) {

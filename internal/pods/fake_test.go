@@ -34,6 +34,7 @@ type fakeRuntime struct {
 	calls      map[string]int
 	err        error         // of every call
 	delay      time.Duration // of every call
+	stuck      string        // container whose status takes for ever
 }
 
 type fakeSandbox struct {
@@ -97,6 +98,9 @@ func (f *fakeRuntime) intercept(ctx context.Context, req any, info *grpc.UnarySe
 	f.mu.Lock()
 	f.calls[path.Base(info.FullMethod)]++
 	delay, err := f.delay, f.err
+	if q, ok := req.(*runtimeapi.ContainerStatusRequest); ok && q.ContainerId == f.stuck {
+		delay = time.Hour
+	}
 	f.mu.Unlock()
 	select {
 	case <-time.After(delay):

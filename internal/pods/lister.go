@@ -89,12 +89,12 @@ func (l *lister) ask(ctx context.Context) (listing, error) {
 		l.client = c
 	}
 	// Containers before sandboxes, so that a pod that is made meanwhile is not a container without its sandbox.
-	running, err := call(ctx, l.client, l.client.api.ListContainers, &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{
+	running, err := call(ctx, l.client, l.timing.call, l.client.api.ListContainers, &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{
 		State: &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING}}})
 	if err != nil {
 		return listing{}, err
 	}
-	ready, err := call(ctx, l.client, l.client.api.ListPodSandbox, &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{
+	ready, err := call(ctx, l.client, l.timing.call, l.client.api.ListPodSandbox, &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{
 		State: &runtimeapi.PodSandboxStateValue{State: runtimeapi.PodSandboxState_SANDBOX_READY}}})
 	if err != nil {
 		return listing{}, err
@@ -170,7 +170,7 @@ func (l *lister) placeContainers(ctx context.Context, running []*runtimeapi.Cont
 // place finds the group of a container: where the runtime says, or else where a group of its name is.
 func (l *lister) place(ctx context.Context, c *runtimeapi.Container, tree func() map[string]string) (placed, error) {
 	p := placed{Container: signal.Container{ID: c.Id, Name: c.GetMetadata().GetName()}, Sandbox: c.PodSandboxId}
-	answer, err := call(ctx, l.client, l.client.api.ContainerStatus, &runtimeapi.ContainerStatusRequest{ContainerId: c.Id, Verbose: true})
+	answer, err := call(ctx, l.client, l.timing.status, l.client.api.ContainerStatus, &runtimeapi.ContainerStatusRequest{ContainerId: c.Id, Verbose: true})
 	if err == nil {
 		v := parseVerbose(answer.Info)
 		p.PID, p.Cgroup = v.PID, v.group()
@@ -253,10 +253,10 @@ func (l *lister) placeSandboxes(ctx context.Context, list *listing, deadline tim
 				list.more = true
 				continue
 			}
-			if told, err := l.sandbox(ctx, id); err == nil {
-				g = told.Group
-				l.setGroup(id, g)
-			}
+			// On an error it is left at that: the pod's containers will show where it is.
+			told, _ := l.sandbox(ctx, id)
+			g = told.Group
+			l.setGroup(id, g)
 		}
 		if g != "" {
 			s.Group = g
@@ -274,7 +274,7 @@ func (l *lister) setGroup(id, group string) {
 
 // sandbox asks about one sandbox.
 func (l *lister) sandbox(ctx context.Context, id string) (sandbox, error) {
-	answer, err := call(ctx, l.client, l.client.api.PodSandboxStatus, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: id, Verbose: true})
+	answer, err := call(ctx, l.client, l.timing.status, l.client.api.PodSandboxStatus, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: id, Verbose: true})
 	if err != nil {
 		return sandbox{}, err
 	}

@@ -30,7 +30,6 @@ const maxAnswer = 16 << 20
 // runtimeClient is a connection to a CRI runtime. A connection that broke is not used again.
 type runtimeClient struct {
 	endpoint string
-	timeout  time.Duration // of each call
 	conn     *grpc.ClientConn
 	api      runtimeapi.RuntimeServiceClient
 	name     string // "containerd 1.6.20"
@@ -43,7 +42,7 @@ type runtimeClient struct {
 // dialRuntime connects and asks the runtime who it is. lost is called, once and from another goroutine, when the connection
 // breaks later on.
 func dialRuntime(ctx context.Context, endpoint string, timeout time.Duration, lost func()) (*runtimeClient, error) {
-	c := &runtimeClient{endpoint: endpoint, timeout: timeout}
+	c := &runtimeClient{endpoint: endpoint}
 	conn, err := grpc.NewClient("passthrough:///runtime",
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return c.dial(ctx) }),
@@ -57,7 +56,7 @@ func dialRuntime(ctx context.Context, endpoint string, timeout time.Duration, lo
 		return nil, fmt.Errorf("%s: %w", endpoint, err)
 	}
 	c.conn, c.api = conn, runtimeapi.NewRuntimeServiceClient(conn)
-	answer, err := call(ctx, c, c.api.Version, &runtimeapi.VersionRequest{Version: "0.1.0"}) // the kubelet API version that CRI wants here
+	answer, err := call(ctx, c, timeout, c.api.Version, &runtimeapi.VersionRequest{Version: "0.1.0"}) // the kubelet API version that CRI wants here
 	if err != nil {
 		conn.Close()
 		return nil, err
@@ -85,18 +84,18 @@ func (c *runtimeClient) dial(ctx context.Context) (net.Conn, error) {
 }
 
 // call makes one call with a time-out and explains its error.
-func call[Q, A any](ctx context.Context, c *runtimeClient, fn func(context.Context, Q, ...grpc.CallOption) (A, error), q Q) (A, error) {
-	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+func call[Q, A any](ctx context.Context, c *runtimeClient, timeout time.Duration, fn func(context.Context, Q, ...grpc.CallOption) (A, error), q Q) (A, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	answer, err := fn(ctx, q)
 	if err != nil {
-		err = c.explain(err)
+		err = c.explain(err, timeout)
 	}
 	return answer, err
 }
 
 // explain says in people's words what is wrong with the runtime, and what to do. The result wraps err.
-func (c *runtimeClient) explain(err error) error {
+func (c *runtimeClient) explain(err error, timeout time.Duration) error {
 	c.mu.Lock()
 	dialErr := c.dialErr
 	c.mu.Unlock()
@@ -113,7 +112,7 @@ func (c *runtimeClient) explain(err error) error {
 	case code == codes.Unimplemented:
 		reason = "speaks no CRI v1: containerd must be 1.6 or newer with the cri plugin enabled (disabled_plugins in its config.toml), CRI-O 1.23 or newer"
 	case code == codes.DeadlineExceeded:
-		reason = fmt.Sprintf("no answer within %v: is the runtime overloaded or stuck, and is this a CRI socket?", c.timeout)
+		reason = fmt.Sprintf("no answer within %v: is the runtime overloaded or stuck, and is this a CRI socket?", timeout)
 	default:
 		reason = status.Convert(err).Message()
 	}
@@ -153,7 +152,7 @@ func Probe(ctx context.Context, endpoint string) (string, error) {
 		return "", err
 	}
 	defer c.close()
-	_, err = call(ctx, c, c.api.ListPodSandbox, &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{Id: "none"}})
+	_, err = call(ctx, c, defaultTiming.call, c.api.ListPodSandbox, &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{Id: "none"}})
 	return c.name, err
 }
 

@@ -119,15 +119,19 @@ func (w *groupWatch) state() (problem string, kubelet bool) {
 	return w.problem, false
 }
 
-// follow watches a pod's own group, where its containers appear, and the group around it, where its neighbours appear.
+// follow watches a pod's own group, where its containers appear, and the groups around it, where its neighbours appear.
 func (w *groupWatch) follow(pod string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.byGroup[pod] == nil {
 		w.add(pod, podLevel)
 	}
-	if around := path.Dir(pod); w.byGroup[around] == nil {
+	around := path.Dir(pod)
+	if w.byGroup[around] == nil {
 		w.add(around, podsLevel)
+	}
+	for around = path.Dir(around); cgroup.IsTier(around) && w.byGroup[around] == nil; around = path.Dir(around) {
+		w.add(around, podsLevel) // and with the top of the kubelet's tree its other tiers
 	}
 }
 
