@@ -370,6 +370,9 @@ func (c *CPU) survey(in *Input) {
 			continue
 		}
 		known++
+		if in.Now-in.Containers[v.Sample].Wait.At > in.Spec.Judge.Window.D() {
+			c.unknown = in.Now // not stale yet, but of the past: nothing is given back on it
+		}
 		if v.Level == judge.OK || v.Reason.SelfInflicted() {
 			continue
 		}
@@ -391,11 +394,11 @@ func (c *CPU) survey(in *Input) {
 	c.blind = blind
 }
 
-// unsettling reports whether an unknown container is a reason to wait: a new one that has not been read yet is not, and one that has
-// been unknown for so long that its cuts were to be released is not one either.
+// unsettling reports whether an unknown container is a reason to give nothing back: a new one that has not been read yet is not, and
+// one that has been unknown for so long that cuts were to be released is not any more.
 func unsettling(in *Input, v *judge.Verdict) bool {
 	age := in.Now - v.Since
-	if v.Reason == judge.Unmeasured && age < in.Spec.Safety.StaleAfter.D() {
+	if v.Reason == judge.Unmeasured && in.Node.Caps.RunQueue && age < in.Spec.Safety.StaleAfter.D() {
 		return false
 	}
 	return age < in.Spec.Safety.ReleaseAfter.D()

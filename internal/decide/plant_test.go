@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/qos-agent/qos-agent/internal/control"
 	"github.com/qos-agent/qos-agent/internal/judge"
 	"github.com/qos-agent/qos-agent/internal/knob"
@@ -37,6 +39,10 @@ type job struct {
 	// hurt is how much wait each CPU that it uses makes for every online pod, in µs; bias is how much the accounting blames it for
 	// each CPU that it uses. A guilty pod has both, an innocent one only bias.
 	hurt, bias float64
+	group      string     // "": one of its own under /kubepods
+	allowed    cpuset.Set // where others let it run; empty: anywhere
+	limit      int64      // a CPU quota of its own per 100 ms, µs; 0: none
+	throttled  uint64     // periods of ten a tick
 
 	// What the plan last applied left it.
 	cpus   int
@@ -82,6 +88,17 @@ type plant struct {
 	changes int // of the plan
 	log     []control.Note
 	verbose bool
+	deaf    bool          // nothing of the run queue is read any more
+	heard   time.Duration // when it last was
+	twin    *State        // sees the same, and has to decide the same
+}
+
+// home is the job's group.
+func (j *job) home() string {
+	if j.group != "" {
+		return j.group
+	}
+	return "/kubepods/pod" + j.name
 }
 
 func newPlant(t testing.TB, cpus int, jobs ...*job) *plant {
@@ -134,14 +151,20 @@ func (p *plant) build(trigger signal.Trigger) {
 	s.Node = signal.Node{Caps: p.caps, Topology: signal.Topology{CPUs: p.cpus}, CPU: signal.NodeCPUSample{At: p.now, Span: p.tick}}
 	wait := p.wait()
 	for i, j := range p.jobs {
-		group := "/kubepods/pod" + j.name
+		group := j.home()
 		s.Pods = append(s.Pods, signal.Pod{
 			UID: j.name, Namespace: "ns", Name: j.name, Labels: map[string]string{"class": string(j.class)}, Cgroup: group,
 			Containers: []signal.Container{{ID: j.name + "-1", Name: "main", Cgroup: group + "/1"}},
 		})
-		c := signal.ContainerSample{Pod: i}
+		c := signal.ContainerSample{Pod: i, CPUs: j.allowed}
 		c.CPU = signal.CPUSample{At: p.now, Span: p.tick, UsageNS: uint64(j.uses() * float64(p.tick)), QuotaUS: -1}
-		c.Wait = signal.WaitSample{At: p.now, Span: p.tick}
+		if j.limit > 0 {
+			c.CPU.QuotaUS, c.CPU.PeriodUS, c.CPU.Periods, c.CPU.ThrottledPeriods = j.limit, 100_000, 10, j.throttled
+		}
+		if !p.deaf {
+			p.heard = p.now
+		}
+		c.Wait = signal.WaitSample{At: p.heard, Span: p.tick}
 		if j.class == policy.Online && trigger == signal.Tick {
 			c.Wait.Buckets = []signal.Bucket{
 				{Index: uint16(histogram.Index(uint64(50 * time.Microsecond))), Count: p.rate * 9 / 10},
@@ -163,7 +186,7 @@ func (p *plant) build(trigger signal.Trigger) {
 // event is the single wait that the kernel would report between ticks, if there is one.
 func (p *plant) event() (e signal.WaitEvent, ok bool) {
 	wait := p.wait()
-	if bound := p.spec().Objectives.CPUWaitEvent.D(); bound == 0 || wait < bound {
+	if bound := p.spec().Objectives.CPUWaitEvent.D(); bound == 0 || wait < bound || p.deaf {
 		return e, false
 	}
 	e = signal.WaitEvent{At: p.now, Victim: -1, WaitNS: uint64(wait), Culprit: signal.CulpritUnknown}
@@ -212,6 +235,12 @@ func (p *plant) run(d time.Duration) int {
 // decide takes one step of the brain, checks what must always hold, and applies the plan.
 func (p *plant) decide() {
 	d := p.brain.Step(&p.snap, p.pol)
+	if p.twin != nil {
+		p.snap.PodsGen = 1
+		if diff := cmp.Diff(d, p.twin.Step(&p.snap, p.pol)); diff != "" {
+			p.t.Fatalf("the twin decided otherwise:\n%s", diff)
+		}
+	}
 	p.last = d
 	if d.Changed {
 		p.changes++
@@ -224,7 +253,7 @@ func (p *plant) decide() {
 	}
 	p.check(d)
 	for _, j := range p.jobs {
-		j.cpus, j.quota, j.frozen = len(p.cpus), 0, false
+		j.cpus, j.quota, j.frozen = len(p.cpus), float64(j.limit)/100_000, false
 		for _, w := range d.Plan {
 			if w.Pod != "ns/"+j.name {
 				continue
@@ -232,8 +261,14 @@ func (p *plant) decide() {
 			switch w.Kind {
 			case knob.CPUSet:
 				j.cpus = w.Value.CPUs.Len()
+				if !j.allowed.Empty() && !w.Value.CPUs.SubsetOf(j.allowed) {
+					p.t.Fatalf("mask %s of %s outside %s", w.Value.CPUs, j.name, j.allowed)
+				}
 			case knob.CPUQuota:
 				j.quota = float64(w.Value.N) / float64(w.Value.Period)
+				if j.limit > 0 && j.quota > float64(j.limit)/100_000 {
+					p.t.Fatalf("%s loosens the limit of %s", w.Value.Format(w.Kind), j.name)
+				}
 			case knob.Freeze:
 				j.frozen = true
 			}
@@ -254,8 +289,8 @@ func (p *plant) check(d Decision) {
 	}
 	classes := make(map[string]policy.Class)
 	for _, j := range p.jobs {
-		classes["/kubepods/pod"+j.name] = j.class
-		classes["/kubepods/pod"+j.name+"/1"] = j.class
+		classes[j.home()] = j.class
+		classes[j.home()+"/1"] = j.class
 	}
 	for i, w := range plan {
 		if i > 0 {
@@ -317,6 +352,34 @@ func (p *plant) noted(rule, name string) int {
 		}
 	}
 	return n
+}
+
+// wants is the value that the plan holds a knob of the named pod at, and "" if it does not.
+func (p *plant) wants(name string, k knob.Kind) string {
+	for _, w := range p.last.Plan {
+		if w.Pod == "ns/"+name && w.Kind == k {
+			return w.Value.Format(k)
+		}
+	}
+	return ""
+}
+
+// find is the job of that name.
+func (p *plant) find(name string) *job {
+	for _, j := range p.jobs {
+		if j.name == name {
+			return j
+		}
+	}
+	p.t.Fatalf("no pod %s", name)
+	return nil
+}
+
+// respec lets the policy change.
+func (p *plant) respec(change func(*policy.Spec)) {
+	spec := *p.pol.spec
+	change(&spec)
+	p.pol = fixed{id: p.pol.id + "+", spec: &spec}
 }
 
 // level is the online pod's verdict on the CPU axis.
