@@ -22,6 +22,7 @@ import (
 	"github.com/qos-agent/qos-agent/internal/knob"
 	"github.com/qos-agent/qos-agent/internal/policy"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
+	"github.com/qos-agent/qos-agent/pkg/cpuset"
 )
 
 // Options of an Executor. Hierarchy and RunDir are required.
@@ -350,6 +351,15 @@ func (e *Executor) Audit() []knob.Outcome {
 	}
 	e.settle()
 	return e.out
+}
+
+// OriginalCPUs says which CPUs a group had before its cpuset was changed; ok is false if its cpuset is not held.
+func (e *Executor) OriginalCPUs(group string) (cpus cpuset.Set, ok bool) {
+	u := e.held[knob.Target{Cgroup: group, Kind: knob.CPUSet}]
+	if u == nil {
+		return cpuset.Set{}, false
+	}
+	return u.orig.CPUs, true
 }
 
 // Held lists the held knobs by group and kind.
