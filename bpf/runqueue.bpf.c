@@ -12,7 +12,6 @@
 char _license[] SEC("license") = "Dual BSD/GPL";
 
 #define QOS_TASKS 32768 // a power of two
-#define QOS_NS_MASK ((1ULL << 48) - 1)
 
 // Set before the programs are loaded.
 const volatile u32 qos_shards = 1;         // copies of a slot's counters, a power of two; CPUs share them round robin
@@ -240,7 +239,7 @@ static __always_inline void qos_arrive(struct qos_cpu *c, u32 cpu, struct task_s
 	if (bucket < QOS_HIST_BUCKETS) // it always is, but the verifier cannot know
 		qos_add(n->hist[bucket], 1);
 
-	if (g->row == QOS_NO_ROW || (wait < qos_walk_from && !g->throttled))
+	if (!g->row || (wait < qos_walk_from && !g->throttled))
 		return;
 	qos_quota_look(c, g, id, cpu, p->se.cfs_rq, queued, now);
 	if (wait < qos_walk_from)
@@ -253,7 +252,7 @@ static __always_inline void qos_arrive(struct qos_cpu *c, u32 cpu, struct task_s
 		.lost = lost,
 		.pid = p->pid,
 		.cpu = cpu,
-		.row = g->row,
+		.row = g->row - 1,
 	};
 	qos_blame_wait(c, g, &was, &w);
 }
@@ -262,10 +261,10 @@ static __always_inline void qos_arrive(struct qos_cpu *c, u32 cpu, struct task_s
 static __always_inline void qos_depart(struct qos_cpu *c, u32 cpu, struct task_struct *p)
 {
 	if (unlikely(qos_throttled(p))) {
-		u64 id = qos_group_id(p->sched_task_group);
-		struct qos_group *g = bpf_map_lookup_elem(&qos_groups, &id);
+		u64 id = qos_group_id(p);
+		struct qos_group *g = qos_group_of(id);
 		struct qos_task *t = qos_task_of(p);
-		if (!g || g->row == QOS_NO_ROW || !t || !qos_task_valid(t, qos_ident(p), g->epoch))
+		if (!g || !g->row || !t || !qos_task_valid(t, qos_ident(p), g->epoch))
 			return;
 		t->flags |= QOS_TASK_LIMBO;
 		t->check = qos_task_sum(t);
@@ -304,8 +303,8 @@ int qos_sched_switch(u64 *ctx)
 	} else if (next->flags & PF_KTHREAD) {
 		slot = QOS_SLOT_KERNEL;
 	} else {
-		u64 id = qos_group_id(next->sched_task_group);
-		struct qos_group *g = bpf_map_lookup_elem(&qos_groups, &id);
+		u64 id = qos_group_id(next);
+		struct qos_group *g = qos_group_of(id);
 		if (g) {
 			slot = g->slot;
 			qos_arrive(c, cpu, next, g, id, now, lost);
@@ -319,7 +318,7 @@ int qos_sched_switch(u64 *ctx)
 static __always_inline void qos_blame_leg(struct qos_cpu *c, u32 cpu, struct qos_group *g, u64 id, struct qos_task *t,
 					  struct cfs_rq *q, u64 leg)
 {
-	struct qos_row *row = qos_row_of(g->row);
+	struct qos_row *row = qos_row_of(g->row - 1);
 	if (!row)
 		return;
 	struct rq *rq = q->rq;
@@ -331,7 +330,7 @@ static __always_inline void qos_blame_leg(struct qos_cpu *c, u32 cpu, struct qos
 		.now = now,
 		.lost = now - rq->clock_task,
 		.cpu = cpu,
-		.row = g->row,
+		.row = g->row - 1,
 		.sums = 1,
 	};
 	struct qos_quota *k = qos_quota_look(c, g, id, cpu, q, now - leg, now);
@@ -354,8 +353,8 @@ int qos_sched_migrate(u64 *ctx)
 
 	if (p->on_rq != TASK_ON_RQ_MIGRATING) // it is waking up, by far the most frequent case
 		return 0;
-	u64 id = qos_group_id(p->sched_task_group);
-	struct qos_group *g = bpf_map_lookup_elem(&qos_groups, &id);
+	u64 id = qos_group_id(p);
+	struct qos_group *g = qos_group_of(id);
 	if (!g)
 		return 0;
 	struct qos_task *t = qos_task_of(p);
@@ -386,7 +385,7 @@ int qos_sched_migrate(u64 *ctx)
 
 	t->base = delay;
 	t->elsewhere += leg;
-	if (g->row != QOS_NO_ROW && leg >= qos_walk_from && !(t->flags & QOS_TASK_STALE))
+	if (g->row && leg >= qos_walk_from && !(t->flags & QOS_TASK_STALE))
 		qos_blame_leg(c, cpu, g, id, t, cfs_rq, leg);
 	t->check = qos_task_sum(t);
 	return 0;

@@ -19,16 +19,15 @@ enum {
 	QOS_SLOT_FIRST = 8,
 };
 
-#define QOS_LOG 128 // entries of a CPU's log; a power of two
+#define QOS_LOG 256 // entries of a CPU's log; a power of two. At 2,500 changes a second, which is a lot, they cover 0.1 s.
+#define QOS_NS_MASK ((1ULL << 48) - 1) // 78 hours: enough for differences
 
 // Set before the programs are loaded.
 const volatile u32 qos_slots = 1024; // slots, and so columns of the matrix
 
 struct qos_run {
-	u64 start; // rq clock; 0: never written
-	u64 lost;  // rq clock less rq task clock at that time: grows by what interrupts and the hypervisor took
-	u32 slot;
-	u32 pad;
+	u64 start;     // rq clock; 0: never written
+	u64 slot_lost; // slot << 48 | rq clock less rq task clock at that time, which grows by what interrupts and the hypervisor took
 };
 
 // qos_cpu is one CPU's log and counters.
@@ -110,8 +109,7 @@ static __always_inline void qos_log_run(struct qos_cpu *c, u32 slot, u64 now, u6
 		return;
 	struct qos_run *r = &c->runs[c->head & (QOS_LOG - 1)];
 	r->start = now;
-	r->lost = lost;
-	r->slot = slot;
+	r->slot_lost = (u64)slot << 48 | (lost & QOS_NS_MASK);
 	c->head++;
 	c->slot = slot;
 }
@@ -158,14 +156,14 @@ __noinline int qos_walk_log(struct qos_cpu *c, struct qos_walk *w)
 
 	for (u32 i = 1; i <= QOS_LOG; i++) {
 		struct qos_run *r = &c->runs[(c->head - i) & (QOS_LOG - 1)];
-		u64 start = r->start, lost = r->lost;
+		u64 start = r->start, lost = r->slot_lost;
 		if (!start)
 			break;
 
 		u64 lo = start > w->from ? start : w->from;
 		u64 hi = end < w->to ? end : w->to;
 		if (lo < hi) {
-			u64 ns = hi - lo, taken = end_lost - lost;
+			u64 ns = hi - lo, taken = (end_lost - lost) & QOS_NS_MASK;
 			// Of a run that the wait covers in part, it has its part of the lost time.
 			if (taken && ns < end - start && !((taken | ns) >> 32))
 				taken = taken * ns / (end - start);
@@ -173,7 +171,7 @@ __noinline int qos_walk_log(struct qos_cpu *c, struct qos_walk *w)
 				taken = ns;
 			if (taken)
 				qos_charge(c, w, QOS_SLOT_IRQ, taken);
-			qos_charge(c, w, r->slot, ns - taken);
+			qos_charge(c, w, lost >> 48, ns - taken);
 		}
 		if (start <= w->from)
 			return 0;

@@ -33,21 +33,33 @@ type runqueueQosCpu struct {
 	ShortWalks       uint64
 	BadStamps        uint64
 	QuotaLost        uint64
-	Runs             [128]struct {
-		_     structs.HostLayout
-		Start uint64
-		Lost  uint64
-		Slot  uint32
-		Pad   uint32
+	Runs             [256]struct {
+		_        structs.HostLayout
+		Start    uint64
+		SlotLost uint64
 	}
 }
 
 type runqueueQosGroup struct {
 	_         structs.HostLayout
+	Id        uint64
 	Slot      uint32
 	Row       uint32
 	Epoch     uint32
 	Throttled uint32
+}
+
+type runqueueQosQuota struct {
+	_     structs.HostLayout
+	Total uint64
+	Since uint64
+	N     uint32
+	Pad   uint32
+	Past  [8]struct {
+		_    structs.HostLayout
+		From uint64
+		To   uint64
+	}
 }
 
 type runqueueQosRow struct {
@@ -74,6 +86,7 @@ const (
 	runqueueProgQosSchedSwitch  = "qos_sched_switch"
 	runqueueVarQosEventBound    = "qos_event_bound"
 	runqueueVarQosEventGap      = "qos_event_gap"
+	runqueueVarQosGroupBits     = "qos_group_bits"
 	runqueueVarQosShards        = "qos_shards"
 	runqueueVarQosShared        = "qos_shared"
 	runqueueVarQosSlots         = "qos_slots"
@@ -147,6 +160,7 @@ type runqueueMapSpecs struct {
 type runqueueVariableSpecs struct {
 	QosEventBound *ebpf.VariableSpec `ebpf:"qos_event_bound"`
 	QosEventGap   *ebpf.VariableSpec `ebpf:"qos_event_gap"`
+	QosGroupBits  *ebpf.VariableSpec `ebpf:"qos_group_bits"`
 	QosShards     *ebpf.VariableSpec `ebpf:"qos_shards"`
 	QosShared     *ebpf.VariableSpec `ebpf:"qos_shared"`
 	QosSlots      *ebpf.VariableSpec `ebpf:"qos_slots"`
@@ -204,6 +218,7 @@ func (m *runqueueMaps) Close() error {
 type runqueueVariables struct {
 	QosEventBound *ebpf.Variable `ebpf:"qos_event_bound"`
 	QosEventGap   *ebpf.Variable `ebpf:"qos_event_gap"`
+	QosGroupBits  *ebpf.Variable `ebpf:"qos_group_bits"`
 	QosShards     *ebpf.Variable `ebpf:"qos_shards"`
 	QosShared     *ebpf.Variable `ebpf:"qos_shared"`
 	QosSlots      *ebpf.Variable `ebpf:"qos_slots"`

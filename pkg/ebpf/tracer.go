@@ -41,10 +41,12 @@ type Tracer struct {
 	slots  int
 	shards int
 
+	groups   groupTable
 	counters shared[runqueueQosCounters] // [slot * shards + shard]
 	cpus     shared[runqueueQosCpu]
 	rows     shared[runqueueQosRow]
 	blame    shared[uint64] // [row * slots + slot]
+	bound    shared[uint64] // the one variable that is set at run time
 
 	mu       sync.Mutex
 	epoch    uint32      // of the last tracking
@@ -111,6 +113,8 @@ func load(o Options) (*Tracer, error) {
 		t.freeRows = append(t.freeRows, uint32(row-1))
 	}
 
+	t.groups.bits = bits.Len(uint(o.MaxSlots*groupsPerSlot*2 - 1)) // at most half full
+
 	spec, err := t.spec(o, cpus)
 	if err != nil {
 		return nil, err
@@ -131,7 +135,7 @@ func (t *Tracer) spec(o Options, cpus int) (*ebpf.CollectionSpec, error) {
 		return nil, err
 	}
 	for name, n := range map[string]int{
-		runqueueMapQosGroups:       o.MaxSlots * groupsPerSlot,
+		runqueueMapQosGroups:       1 << t.groups.bits,
 		runqueueMapQosSlotCounters: o.MaxSlots * t.shards,
 		runqueueMapQosCpus:         cpus,
 		runqueueMapQosRows:         o.MaxVictims,
@@ -144,11 +148,12 @@ func (t *Tracer) spec(o Options, cpus int) (*ebpf.CollectionSpec, error) {
 		spec.Maps[name].MaxEntries = uint32(n)
 	}
 	for name, v := range map[string]any{
-		runqueueVarQosSlots:    uint32(o.MaxSlots),
-		runqueueVarQosShards:   uint32(t.shards),
-		runqueueVarQosShared:   flag(cpus > t.shards),
-		runqueueVarQosWalkFrom: uint64(o.WalkThreshold),
-		runqueueVarQosEventGap: uint64(o.EventGap),
+		runqueueVarQosGroupBits: uint32(t.groups.bits),
+		runqueueVarQosSlots:     uint32(o.MaxSlots),
+		runqueueVarQosShards:    uint32(t.shards),
+		runqueueVarQosShared:    flag(cpus > t.shards),
+		runqueueVarQosWalkFrom:  uint64(o.WalkThreshold),
+		runqueueVarQosEventGap:  uint64(o.EventGap),
 	} {
 		if err := spec.Variables[name].Set(v); err != nil {
 			return nil, err
@@ -169,6 +174,9 @@ func ceilPow2(n int) int { return 1 << bits.Len(uint(n-1)) }
 // open maps the counters and attaches the programs; nothing is counted before that.
 func (t *Tracer) open(o Options, cpus int) error {
 	var err error
+	if t.groups.shared, err = mapShared[runqueueQosGroup](t.coll.Maps[runqueueMapQosGroups], unix.PROT_READ|unix.PROT_WRITE); err != nil {
+		return err
+	}
 	if t.counters, err = mapShared[runqueueQosCounters](t.coll.Maps[runqueueMapQosSlotCounters], unix.PROT_READ); err != nil {
 		return err
 	}
@@ -179,6 +187,9 @@ func (t *Tracer) open(o Options, cpus int) error {
 		return err
 	}
 	if t.blame, err = mapShared[uint64](t.coll.Maps[runqueueMapQosBlame], unix.PROT_READ|unix.PROT_WRITE); err != nil {
+		return err
+	}
+	if t.bound, err = mapShared[uint64](t.coll.Maps[".bss"], unix.PROT_READ|unix.PROT_WRITE); err != nil {
 		return err
 	}
 	if t.events, err = ringbuf.NewReader(t.coll.Maps[runqueueMapQosEvents]); err != nil {
@@ -215,6 +226,9 @@ func (t *Tracer) Track(id uint64, s Slot, victim bool) error {
 	if s < FirstSlot || int(s) >= t.slots {
 		return fmt.Errorf("track group %d: slot %d is not in %d to %d", id, s, FirstSlot, t.slots-1)
 	}
+	if !isGroup(id) {
+		return fmt.Errorf("track group %d: %w", id, errNotGroup)
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 
@@ -223,18 +237,17 @@ func (t *Tracer) Track(id uint64, s Slot, victim bool) error {
 	}
 	t.top = max(t.top, int(s)+1)
 	t.epoch++
-	g := runqueueQosGroup{Slot: uint32(s), Row: noRow, Epoch: t.epoch}
+	g := runqueueQosGroup{Id: id, Slot: uint32(s), Epoch: t.epoch}
 	var full error
 	if victim {
-		if g.Row = t.takeRow(s); g.Row == noRow {
+		if row := t.takeRow(s); row != noRow {
+			g.Row = row + 1
+		} else {
 			full = fmt.Errorf("track group %d as a victim: %w", id, ErrTooManyVictims)
 		}
 	}
-	if err := t.coll.Maps[runqueueMapQosGroups].Put(&id, &g); err != nil {
-		if errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ENOMEM) {
-			err = ErrTooManyGroups
-		}
-		return fmt.Errorf("track group %d: %w", id, err)
+	if !t.groups.put(g) {
+		return fmt.Errorf("track group %d: %w", id, ErrTooManyGroups)
 	}
 	return full
 }
@@ -249,10 +262,12 @@ func (t *Tracer) takeRow(s Slot) uint32 {
 
 // Untrack makes tasks of the group count for [SlotSystem] again. A group that is not tracked is no error.
 func (t *Tracer) Untrack(id uint64) error {
-	err := t.coll.Maps[runqueueMapQosGroups].Delete(&id)
-	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return fmt.Errorf("untrack group %d: %w", id, err)
+	if !isGroup(id) {
+		return fmt.Errorf("untrack group %d: %w", id, errNotGroup)
 	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.groups.remove(id)
 	return nil
 }
 
@@ -286,13 +301,10 @@ func (t *Tracer) Reset(s Slot) {
 	t.freeRows = append(t.freeRows, row)
 }
 
-// SetEventBound sets the wait above which a victim gives an event; 0 turns events off. It takes effect at once. A bound below
-// the walk threshold acts as that threshold.
-func (t *Tracer) SetEventBound(d time.Duration) error {
-	if err := t.coll.Variables[runqueueVarQosEventBound].Set(uint64(max(d, 0))); err != nil {
-		return fmt.Errorf("set the bound of events: %w", err)
-	}
-	return nil
+// SetEventBound sets the wait above which a victim gives an event; 0 turns events off. It takes effect at once, without a system
+// call. A bound below the walk threshold acts as that threshold.
+func (t *Tracer) SetEventBound(d time.Duration) {
+	atomic.StoreUint64(&t.bound.at[0], uint64(max(d, 0)))
 }
 
 // Wait brings into up to date and reports whether it changed. into must be zero or hold what an earlier call for the same slot
@@ -424,7 +436,7 @@ func (t *Tracer) Close() error {
 	if t.events != nil {
 		errs = append(errs, t.events.Close())
 	}
-	errs = append(errs, t.counters.unmap(), t.cpus.unmap(), t.rows.unmap(), t.blame.unmap())
+	errs = append(errs, t.groups.unmap(), t.counters.unmap(), t.cpus.unmap(), t.rows.unmap(), t.blame.unmap(), t.bound.unmap())
 	t.coll.Close()
 	return errors.Join(errs...)
 }

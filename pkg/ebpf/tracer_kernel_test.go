@@ -1,0 +1,516 @@
+package ebpf
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/qos-agent/qos-agent/pkg/cgroup"
+	"github.com/qos-agent/qos-agent/pkg/histogram"
+	"github.com/qos-agent/qos-agent/test/work"
+)
+
+// runDelay is the kernel's own total of a process's waits, threads included, in ns.
+func runDelay(t testing.TB, pid int) uint64 {
+	t.Helper()
+	var sum uint64
+	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, task := range tasks {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/schedstat", pid, task.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, err := strconv.ParseUint(strings.Fields(string(text))[1], 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum += n
+	}
+	return sum
+}
+
+// agree fails if a and b are further apart than a part of the larger one plus slack.
+func agree(t testing.TB, what string, a, b uint64, part float64, slack time.Duration) {
+	t.Helper()
+	if d := max(a, b) - min(a, b); float64(d) > part*float64(max(a, b))+float64(slack) {
+		t.Errorf("%s: %v and %v", what, time.Duration(a), time.Duration(b))
+	}
+}
+
+func TestWaitsAgreeWithTheKernel(t *testing.T) {
+	r := newRig(t, Options{})
+	victim, other := r.group("victim", true), r.group("other", false)
+	p := victim.run(work.Pulse(time.Millisecond, time.Millisecond).On(lastCPU()))
+	q := other.run(work.Spin.On(lastCPU()))
+	victim.waited(50 * time.Millisecond)
+
+	before, otherBefore := runDelay(t, p.PID()), runDelay(t, q.PID())
+	w0, o0, b0 := victim.wait(), other.wait(), victim.blame()
+	victim.waited(time.Duration(w0.SumNS) + 300*time.Millisecond)
+	w1, o1, b1 := victim.wait(), other.wait(), victim.blame()
+	agree(t, "wait of the victim", w1.SumNS-w0.SumNS, runDelay(t, p.PID())-before, 0.1, 20*time.Millisecond)
+	agree(t, "wait of the other", o1.SumNS-o0.SumNS, runDelay(t, q.PID())-otherBefore, 0.1, 20*time.Millisecond)
+	t.Log(victim.describe())
+
+	if w1.Count == 0 || w1.Hist.Total() != w1.Count {
+		t.Errorf("%d waits counted, %d in the histogram", w1.Count, w1.Hist.Total())
+	}
+	if o1.Preempted == 0 {
+		t.Error("the spinner was never preempted")
+	}
+	// The load's own threads wait for each other a little, and other work may be going on on the machine.
+	own, culprit := b1[victim.slot]-b0[victim.slot], b1[other.slot]-b0[other.slot]
+	if culprit < own {
+		t.Errorf("the spinner has %v of the blame, the victim itself %v", time.Duration(culprit), time.Duration(own))
+	}
+	p.Stop()
+	victim.checkSums()
+}
+
+func TestBlameFollowsWeights(t *testing.T) {
+	r := newRig(t, Options{})
+	victim, heavy, light := r.group("victim", true), r.group("heavy", false), r.group("light", false)
+	for g, weight := range map[*group]int{victim: 100, heavy: 700, light: 300} {
+		if err := r.tree.SetWeight(g.path, weight); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := victim.run(work.Spin.On(lastCPU()))
+	heavy.run(work.Spin.On(lastCPU()))
+	light.run(work.Spin.On(lastCPU()))
+	victim.waited(3 * time.Second)
+
+	a, b, own := victim.share(heavy.slot), victim.share(light.slot), victim.share(victim.slot)
+	t.Log(victim.describe())
+	if ratio := a / (a + b); ratio < 0.6 || ratio > 0.8 {
+		t.Errorf("blame is %.0f : %.0f, want 70 : 30", 100*ratio, 100-100*ratio)
+	}
+	if own > a+b {
+		t.Errorf("the victim blames itself for %.0f%%, the culprits for %.0f%%", 100*own, 100*(a+b))
+	}
+	p.Stop()
+	victim.checkSums()
+}
+
+func TestOwnGroupIsToBlame(t *testing.T) {
+	r := newRig(t, Options{})
+	victim, idle := r.group("victim", true), r.group("idle", false)
+	victim.run(work.Spin.On(lastCPU()))
+	victim.run(work.Spin.On(lastCPU()))
+	victim.waited(time.Second)
+	t.Log(victim.describe())
+	if own, others := victim.share(victim.slot), victim.share(SlotSystem, SlotKernel); own < 0.9-others {
+		t.Errorf("own share is %.0f%%", 100*own)
+	}
+	if s := victim.share(idle.slot); s != 0 {
+		t.Errorf("a group without tasks has %.1f%% of the blame", 100*s)
+	}
+}
+
+// A victim that is out of quota while a competitor runs must not blame the competitor for that.
+func TestQuotaIsNobodysFault(t *testing.T) {
+	for _, level := range []string{"own", "above"} {
+		t.Run(level, func(t *testing.T) {
+			r := newRig(t, Options{})
+			pod := r.mkdir("pod")
+			victim, other := r.group("pod/victim", true), r.group("other", false)
+			limited := victim.path
+			if level == "above" {
+				limited = pod
+			}
+			setQuota(r, limited, 10_000, 100_000) // a tenth of a CPU
+
+			p := victim.run(work.Spin.On(lastCPU()))
+			r.until("throttling", func() bool { n, _ := throttled(r, limited); return n > 3 })
+			t.Log("alone:", victim.describe())
+			// Other work may be going on on the machine.
+			if quota, rest := victim.share(SlotQuota), victim.share(victim.slot, SlotUnknown); quota < 5*rest {
+				t.Errorf("alone: quota has %.0f%% of the wait, own group and unknown %.0f%%", 100*quota, 100*rest)
+			}
+
+			other.run(work.Spin.On(lastCPU()))
+			n, took := throttled(r, limited)
+			before := victim.blame()
+			r.until("throttling beside a competitor", func() bool { now, _ := throttled(r, limited); return now > n+10 })
+			_, tookNow := throttled(r, limited)
+			after := victim.blame()
+			quota, culprit := after[SlotQuota]-before[SlotQuota], after[other.slot]-before[other.slot]
+			t.Log("beside a competitor:", victim.describe())
+			// The victim is one task on one CPU (its runtime's other threads hardly ever run).
+			agree(t, "out of quota by blame and by the kernel", quota, uint64(tookNow-took), 0.2, 100*time.Millisecond)
+			if culprit == 0 {
+				t.Error("the competitor is blamed for nothing, though the victim has to share the CPU with it")
+			}
+			p.Stop()
+			victim.checkSums()
+		})
+	}
+}
+
+func setQuota(r *rig, group string, quota, period int) {
+	r.Helper()
+	var err error
+	if r.h.V2(cgroup.CPU) {
+		err = r.tree.Write(cgroup.CPU, group, "cpu.max", fmt.Sprintf("%d %d", quota, period))
+	} else {
+		if err = r.tree.Write(cgroup.CPU, group, "cpu.cfs_period_us", strconv.Itoa(period)); err == nil {
+			err = r.tree.Write(cgroup.CPU, group, "cpu.cfs_quota_us", strconv.Itoa(quota))
+		}
+	}
+	if err != nil {
+		r.Fatal(err)
+	}
+}
+
+// throttled is how often and for how long the group has been out of quota.
+func throttled(r *rig, group string) (times int, took time.Duration) {
+	r.Helper()
+	text, err := r.tree.Read(cgroup.CPU, group, "cpu.stat")
+	if err != nil {
+		r.Fatal(err)
+	}
+	for line := range strings.Lines(text) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+		n, err := strconv.Atoi(value)
+		if err != nil {
+			r.Fatal(err)
+		}
+		switch name {
+		case "nr_throttled":
+			times = n
+		case "throttled_time":
+			took = time.Duration(n)
+		case "throttled_usec":
+			took = time.Duration(n) * time.Microsecond
+		}
+	}
+	return times, took
+}
+
+func TestEventNamesVictimAndCulprit(t *testing.T) {
+	r := newRig(t, Options{})
+	victim, other := r.group("victim", true), r.group("other", false)
+	r.SetEventBound(2 * time.Millisecond)
+	p := victim.run(work.Spin.On(lastCPU()))
+	other.run(work.Spin.On(lastCPU()))
+
+	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(epoll)
+	if err := unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, r.EventFD(), &unix.EpollEvent{Events: unix.EPOLLIN}); err != nil {
+		t.Fatal(err)
+	}
+	var culprits [2]int // the other, somebody else
+	for culprits[0] < 5 {
+		n, err := unix.EpollWait(epoll, make([]unix.EpollEvent, 1), 30_000)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || n == 0 {
+			t.Fatalf("no event within 30 s (%v); culprits so far %v; %s", err, culprits, victim.describe())
+		}
+		for {
+			var e Event
+			ok, err := r.ReadEvent(&e)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !ok {
+				break
+			}
+			if e.Victim != victim.slot || e.WaitNS <= uint64(2*time.Millisecond) || e.PartNS > e.WaitNS || e.PartNS == 0 {
+				t.Fatalf("event %+v", e)
+			}
+			if e.CPU != int32(lastCPU()) {
+				t.Errorf("event on CPU %d: %+v", e.CPU, e)
+			}
+			now := monotonic()
+			if e.At > now || now-e.At > 30*time.Second {
+				t.Errorf("event at %v, now it is %v", e.At, now)
+			}
+			if e.Culprit == other.slot {
+				culprits[0]++
+				if int(e.PID) != p.PID() && !isThread(p.PID(), int(e.PID)) {
+					t.Errorf("event %+v is of none of the threads of %d", e, p.PID())
+				}
+			} else {
+				culprits[1]++
+			}
+		}
+	}
+	if culprits[1] > culprits[0] {
+		t.Errorf("culprit right %d times, wrong %d times", culprits[0], culprits[1])
+	}
+
+	// Off means off.
+	r.SetEventBound(0)
+	for ok := true; ok; {
+		var e Event
+		ok, _ = r.ReadEvent(&e)
+	}
+	victim.waited(time.Duration(victim.wait().SumNS) + 100*time.Millisecond)
+	var e Event
+	if ok, _ := r.ReadEvent(&e); ok {
+		t.Errorf("event %+v though events are off", e)
+	}
+}
+
+// A task that is moved while it is queued gets a new stamp; what it had waited before must not be lost, nor go unattributed.
+func TestMovedTasksLoseNoWait(t *testing.T) {
+	if lastCPU() == 0 {
+		t.Skip("needs two cpus: tasks are moved between them")
+	}
+	r := newRig(t, Options{})
+	victim, other := r.group("victim", true), r.group("other", false)
+	var pids []int
+	for range 3 {
+		pids = append(pids, victim.run(work.Spin).PID())
+	}
+	other.run(work.Spin)
+	other.run(work.Spin)
+	victim.waited(100 * time.Millisecond)
+
+	before, w0 := runDelays(t, pids), victim.wait()
+	for i := range 500 {
+		moveTo(t, pids, i%2*lastCPU())
+		time.Sleep(time.Millisecond)
+	}
+	agree(t, "wait", victim.wait().SumNS-w0.SumNS, runDelays(t, pids)-before, 0.05, 50*time.Millisecond)
+	t.Log(victim.describe())
+	if s := victim.share(SlotUnknown); s > 0.2 {
+		t.Errorf("%.0f%% of the wait is unknown", 100*s)
+	}
+}
+
+// From 6.12 on a task that falls asleep may stay on the run queue for a while. If it is moved then, the kernel stamps it as if it
+// had been woken, and believes later that it has waited all through its sleep.
+func TestMovedSleepersDoNotWait(t *testing.T) {
+	if lastCPU() == 0 {
+		t.Skip("needs two cpus: tasks are moved between them")
+	}
+	r := newRig(t, Options{})
+	victim, other := r.group("victim", true), r.group("other", false)
+	const nap = 2 * time.Second
+	var pids []int
+	for range 8 {
+		pids = append(pids, victim.run(work.Pulse(3*time.Millisecond, nap)).PID())
+	}
+	other.run(work.Spin)
+	other.run(work.Spin)
+	for i := range 3000 {
+		moveTo(t, pids, i%2*lastCPU())
+		time.Sleep(time.Millisecond)
+	}
+	var s Stats
+	if err := r.Stats(&s); err != nil {
+		t.Fatal(err)
+	}
+	w := victim.wait()
+	t.Logf("%d stamps not believed, longest wait under %v; %s", s.BadStamps, longest(&w), victim.describe())
+	if d := longest(&w); d > nap*3/4 && !slowMachine() {
+		t.Errorf("a wait of about %v: that was sleep", d)
+	}
+}
+
+// slowMachine: a virtual machine without hardware support, where a real wait can take that long.
+func slowMachine() bool {
+	_, err := os.Stat("/proc/device-tree")
+	text, _ := os.ReadFile("/proc/cpuinfo")
+	return err == nil || strings.Contains(string(text), "QEMU TCG")
+}
+
+// longest is the upper bound of the longest wait.
+func longest(w *Wait) time.Duration {
+	for i := len(w.Hist) - 1; i >= 0; i-- {
+		if w.Hist[i] > 0 {
+			return time.Duration(min(histogram.Upper(i), histogram.Lower(histogram.Overflow)))
+		}
+	}
+	return 0
+}
+
+func runDelays(t testing.TB, pids []int) (sum uint64) {
+	t.Helper()
+	for _, pid := range pids {
+		sum += runDelay(t, pid)
+	}
+	return sum
+}
+
+// moveTo moves all threads of the processes to a CPU.
+func moveTo(t testing.TB, pids []int, cpu int) {
+	t.Helper()
+	var set unix.CPUSet
+	set.Set(cpu)
+	for _, pid := range pids {
+		threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, thread := range threads {
+			tid, err := strconv.Atoi(thread.Name())
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = unix.SchedSetaffinity(tid, &set) // it may have ended
+		}
+	}
+}
+
+// Processes that come and go, pids that are used again: no wait can be longer than the test.
+func TestShortLivedTasksGiveNoGiants(t *testing.T) {
+	r := newRig(t, Options{})
+	victim := r.group("victim", true)
+	victim.run(work.Spin.On(lastCPU()))
+	start := time.Now()
+	for range 60 {
+		p := victim.run(work.Pulse(time.Millisecond, time.Millisecond))
+		if err := r.tree.Join(victim.path, p.PID()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Millisecond)
+		p.Stop()
+	}
+	w := victim.wait()
+	if d := longest(&w); d > 2*time.Since(start) {
+		t.Errorf("a wait of about %v in a test of %v", d, time.Since(start))
+	}
+	if sum := time.Duration(w.SumNS); sum > 100*time.Since(start) {
+		t.Errorf("%v waited in %v", sum, time.Since(start))
+	}
+	t.Log(victim.describe())
+}
+
+// A group that comes back must not be given what its tasks have waited in between.
+func TestTrackingAgainStartsAfresh(t *testing.T) {
+	r := newRig(t, Options{})
+	victim, other := r.group("victim", true), r.group("other", true)
+	victim.run(work.Spin.On(lastCPU()))
+	other.run(work.Spin.On(lastCPU()))
+	victim.waited(100 * time.Millisecond)
+	if err := r.Untrack(r.id(victim.path)); err != nil {
+		t.Fatal(err)
+	}
+	w0, o0 := victim.wait(), other.wait()
+	other.waited(time.Duration(o0.SumNS) + time.Second)
+	agree(t, "wait of a group that is not tracked", victim.wait().SumNS, w0.SumNS, 0, 20*time.Millisecond)
+	if s := other.share(SlotSystem); s == 0 {
+		t.Error("a group that is not tracked is not the system")
+	}
+	w1 := victim.wait()
+	r.track(victim.path, victim.slot, true)
+	victim.waited(time.Duration(w1.SumNS) + 50*time.Millisecond)
+	w2 := victim.wait()
+	w2.Hist[0] = 0
+	if d := longest(&w2); d > 800*time.Millisecond && !slowMachine() {
+		t.Errorf("a wait of about %v", d)
+	}
+}
+
+func TestNestedGroupsShareASlot(t *testing.T) {
+	r := newRig(t, Options{})
+	victim, other := r.group("victim", true), r.group("other", false)
+	inner := r.mkdir("victim/inner")
+	r.track(inner, victim.slot, true)
+	r.run(inner, work.Spin.On(lastCPU()))
+	victim.run(work.Spin.On(lastCPU()))
+	other.run(work.Spin.On(lastCPU()))
+	victim.waited(time.Second)
+	t.Log(victim.describe())
+	if own := victim.share(victim.slot); own < 0.1 {
+		t.Errorf("own share is %.0f%%, though the victim's two groups compete", 100*own)
+	}
+	if s := victim.share(other.slot); s < 0.1 {
+		t.Errorf("the other has %.0f%%", 100*s)
+	}
+}
+
+func TestResetForgets(t *testing.T) {
+	r := newRig(t, Options{MaxVictims: 2})
+	a, b := r.group("a", true), r.group("b", true)
+	a.run(work.Spin.On(lastCPU()))
+	b.run(work.Spin.On(lastCPU()))
+	a.waited(200 * time.Millisecond)
+	b.waited(200 * time.Millisecond)
+
+	third := r.mkdir("third")
+	if err := r.Track(r.id(third), r.next, true); !errors.Is(err, ErrTooManyVictims) {
+		t.Errorf("a third victim gives %v, want %v", err, ErrTooManyVictims)
+	}
+
+	if err := r.Untrack(r.id(a.path)); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(10 * time.Millisecond)
+	r.Reset(a.slot)
+	if w := a.wait(); w != (Wait{}) {
+		t.Errorf("after a reset: %+v", w)
+	}
+	if s := b.blame()[a.slot]; s != 0 {
+		t.Errorf("after a reset another victim still blames the slot for %d ns", s)
+	}
+	if walks := r.Blame(a.slot, 0, nil); walks != 0 {
+		t.Errorf("after a reset: %d walks", walks)
+	}
+
+	// The slot and its row serve again.
+	reused := &group{rig: r, path: r.mkdir("c"), slot: a.slot}
+	r.track(reused.path, reused.slot, true)
+	p := reused.run(work.Spin.On(lastCPU()))
+	reused.waited(200 * time.Millisecond)
+	if s := reused.share(b.slot); s == 0 {
+		t.Error("the new owner of the slot blames nobody")
+	}
+	p.Stop()
+	reused.checkSums()
+}
+
+// What the loop calls on every tick must not allocate.
+func TestReadingDoesNotAllocate(t *testing.T) {
+	r := newRig(t, Options{})
+	victim := r.group("victim", true)
+	r.SetEventBound(time.Millisecond)
+	victim.run(work.Spin.On(lastCPU()))
+	victim.run(work.Spin.On(lastCPU()))
+	victim.waited(100 * time.Millisecond)
+
+	var w Wait
+	var e Event
+	var seen uint64
+	into := make([]uint64, r.MaxSlots())
+	if _, err := r.ReadEvent(&e); err != nil { // grows the buffer
+		t.Fatal(err)
+	}
+	n := testing.AllocsPerRun(200, func() {
+		r.Wait(victim.slot, &w)
+		seen = r.Blame(victim.slot, seen, into)
+		if _, err := r.ReadEvent(&e); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+func monotonic() time.Duration {
+	var ts unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts)
+	return time.Duration(ts.Nano())
+}
+
+func isThread(pid, tid int) bool {
+	_, err := os.Stat(fmt.Sprintf("/proc/%d/task/%d", pid, tid))
+	return err == nil
+}
