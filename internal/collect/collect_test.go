@@ -542,6 +542,31 @@ func TestSlots(t *testing.T) {
 	}
 }
 
+func TestBlameOfAReusedSlot(t *testing.T) {
+	w := newWorld(t, "v2", int(ebpf.FirstSlot)+2)
+	pods := []signal.Pod{podOf("a", "x"), podOf("b", "x"), podOf("c", "x")}
+	for _, p := range pods {
+		w.group(p.Containers[0].Cgroup, use{})
+	}
+	w.c.SetPods(pods[:2], online("a"))
+	victim := w.id("/pods/a/x")
+	first := w.tracer.slotOf(w.id("/pods/b/x"))
+	w.tracer.dispatch(victim, time.Second, first)
+	w.tick(tick)
+	w.c.SetPods(pods[:1], online("a"))
+	w.settle()
+	w.c.SetPods([]signal.Pod{pods[0], pods[2]}, online("a"))
+	w.tick(tick)
+	if second := w.tracer.slotOf(w.id("/pods/c/x")); second != first {
+		t.Fatalf("slot %d, want %d again", second, first)
+	}
+	w.tracer.dispatch(victim, time.Millisecond, first)
+	s := w.tick(tick)
+	if diff := cmp.Diff([]signal.Blame{{Culprit: 1, NS: 1e6}}, s.Containers[0].Wait.Blame); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
 func TestTrackIsRefused(t *testing.T) {
 	w := newWorld(t, "v2", 16)
 	w.group("/pods/a/x", use{})
