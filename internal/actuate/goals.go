@@ -233,6 +233,13 @@ func (e *Executor) weightGoals(group string, units []*unit) []*unit {
 	if weight == nil {
 		return units
 	}
+	if idle != nil && (idle.orig.N == 1) != (weight.orig.N == 0) {
+		// Someone else has changed cpu.idle since: without us, that would have wiped out the weight, or reset it.
+		weight.orig, weight.changed = cgroup.Value{}, true
+		if idle.orig.N == 0 {
+			weight.orig.N = cgroup.DefaultWeight(e.v2(knob.CPUWeight))
+		}
+	}
 	weight.goal = weight.base()
 	if weight.direct && !e.v2(knob.CPUWeight) {
 		weight.goal.N = cgroup.WeightToShares(weight.goal.N)
@@ -300,6 +307,11 @@ func (e *Executor) treeGoals(t knob.Target, a above, visited map[knob.Target]boo
 	if u == nil && e.held[t] == nil && a.held {
 		u = e.followParent(t, a)
 	}
+	if u != nil && u.fresh && t.Kind == knob.CPUSet && a.held && a.inherited(u.cur) {
+		// A container that starts in a held pod gets a copy of what the pod has at that moment. Without us, it would have
+		// got the pod's original.
+		u.orig = a.orig
+	}
 	switch {
 	case u != nil:
 		if t.Kind == knob.CPUSet {
@@ -336,18 +348,9 @@ func (e *Executor) followParent(t knob.Target, a above) *unit {
 	if err != nil {
 		return nil // if it matters, the parent's write fails and tells
 	}
-	switch t.Kind {
-	case knob.CPUSet:
-		// A container that starts in a held pod gets a copy of what the pod has at that moment. Without us, it would have
-		// got the pod's original.
-		if a.inherited(u.cur) {
-			u.orig = a.orig
-		}
-	case knob.CPUQuota:
-		if !wider(u.cur, a.goal) {
-			e.remove(u)
-			return nil
-		}
+	if t.Kind == knob.CPUQuota && !wider(u.cur, a.goal) {
+		e.remove(u)
+		return nil
 	}
 	return u
 }

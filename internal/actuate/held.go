@@ -195,7 +195,7 @@ func (e *Executor) refresh(u *unit) bool {
 	case e.sideEffect(u, v):
 		u.cur, u.changed = v, true
 	default:
-		u.was, u.orig, u.cur = u.cur, e.originally(u, v), v
+		u.was, u.orig, u.cur = u.cur, e.originally(u, v, adopted), v
 		u.edited, u.changed = true, true
 		e.version++
 	}
@@ -204,12 +204,20 @@ func (e *Executor) refresh(u *unit) bool {
 
 // originally is what the knob would be without us after someone else has changed it to v. On cgroup v1 quota and period are two
 // files: the one that still has our value was not meant.
-func (e *Executor) originally(u *unit, v cgroup.Value) cgroup.Value {
-	if u.Kind == knob.CPUQuota && !e.v2(u.Kind) {
-		if v.N == u.cur.N {
+func (e *Executor) originally(u *unit, v cgroup.Value, adopted bool) cgroup.Value {
+	if u.Kind != knob.CPUQuota || e.v2(u.Kind) {
+		return v
+	}
+	ours := u.maybe // counts only after a crash
+	if !adopted {
+		ours = nil
+	}
+	theirs := v
+	for _, o := range append(ours[:len(ours):len(ours)], u.cur) {
+		if theirs.N == o.N {
 			v.N = u.orig.N
 		}
-		if v.Period == u.cur.Period {
+		if theirs.Period == o.Period {
 			v.Period = u.orig.Period
 		}
 	}
