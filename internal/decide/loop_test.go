@@ -9,6 +9,7 @@ import (
 	"github.com/qos-agent/qos-agent/internal/control"
 	"github.com/qos-agent/qos-agent/internal/judge"
 	"github.com/qos-agent/qos-agent/internal/policy"
+	"github.com/qos-agent/qos-agent/internal/signal"
 )
 
 func TestGuiltyPodIsCutAndSettles(t *testing.T) {
@@ -135,7 +136,7 @@ func TestAnyConstantLoadComesToRest(t *testing.T) {
 			jobs = append(jobs, &job{name: "shop", class: policy.Online, demand: 2, bias: float64(rapid.IntRange(0, 10).Draw(r, "bias"))})
 		}
 		p := newPlant(t, cpus, jobs...)
-		p.tick = time.Second
+		p.tick = rapid.SampledFrom([]time.Duration{time.Second, 250 * time.Millisecond, 5 * time.Second}).Draw(r, "tick")
 		p.base = float64(rapid.IntRange(50, 8000).Draw(r, "base"))
 		p.rate = uint32(rapid.SampledFrom([]int{10, 100, 1000}).Draw(r, "rate"))
 		p.knee = float64(rapid.SampledFrom([]int{0, 0, cpus / 2}).Draw(r, "knee"))
@@ -198,4 +199,57 @@ func reversals(log []control.Note) int {
 		last[note.Pod] = up
 	}
 	return n
+}
+
+// TestSenselessInputBreaksNothing feeds times that run backwards, parts that were never read, indexes that point nowhere, machines that
+// lose their CPUs and policies that change, and relies on what the plant checks of every decision.
+func TestSenselessInputBreaksNothing(t *testing.T) {
+	rapid.Check(t, func(r *rapid.T) {
+		p := newPlant(t, 4,
+			&job{name: "a", class: policy.Offline, demand: 4, hurt: 900, bias: 1},
+			&job{name: "b", class: policy.Offline, demand: 2, bias: 1},
+			&job{name: "web", class: policy.Online, demand: 1, limit: 50_000},
+		)
+		p.spec().CPU.Ladder = []policy.Rung{policy.RungIdle, policy.RungCPUs, policy.RungQuota, policy.RungFreeze}
+		all := p.cpus
+		for range rapid.IntRange(1, 60).Draw(r, "steps") {
+			p.react()
+			p.now += time.Duration(rapid.IntRange(-2e8, 2e9).Draw(r, "passes"))
+			p.build(rapid.SampledFrom([]signal.Trigger{signal.Tick, signal.Tick, signal.Event}).Draw(r, "trigger"))
+			switch rapid.IntRange(0, 9).Draw(r, "kind") {
+			case 0:
+				p.cpus = all[:rapid.IntRange(0, len(all)).Draw(r, "cpus")]
+			case 1:
+				c := &p.snap.Containers[2]
+				c.Wait.At, c.Wait.Span = time.Duration(rapid.Int64().Draw(r, "at")/4), time.Duration(rapid.Int64().Draw(r, "span")/4)
+			case 2:
+				p.snap.Containers[2].Wait.Buckets = append(p.snap.Containers[2].Wait.Buckets, signal.Bucket{Index: 60000, Count: 9})
+			case 3:
+				for i := range p.snap.Containers[2].Wait.Blame {
+					b := &p.snap.Containers[2].Wait.Blame[i]
+					b.Culprit, b.NS = signal.Culprit(rapid.Int32().Draw(r, "culprit")), rapid.Uint64Range(0, 1<<60).Draw(r, "ns")
+				}
+			case 4:
+				p.snap.Events = append(p.snap.Events, signal.WaitEvent{
+					At: p.now, Victim: rapid.IntRange(-1, 4).Draw(r, "victim"), Culprit: signal.Culprit(rapid.IntRange(-9, 9).Draw(r, "culprit")),
+					WaitNS: rapid.Uint64().Draw(r, "wait"), PartNS: rapid.Uint64().Draw(r, "part"),
+				})
+			case 5:
+				p.caps = signal.Capabilities{RunQueue: true, CPUSet: rapid.Bool().Draw(r, "cpuset"), CPUQuota: rapid.Bool().Draw(r, "quota"), Freeze: true}
+			case 6:
+				p.jobs[1].class = rapid.SampledFrom([]policy.Class{policy.Online, policy.Offline, policy.Unclassified}).Draw(r, "class")
+				continue // seen at the next build
+			case 7:
+				p.respec(func(s *policy.Spec) {
+					s.CPU.CPUs.Floor = rapid.IntRange(1, 8).Draw(r, "floor")
+					s.CPU.Quota.FloorPercent = rapid.IntRange(1, 100).Draw(r, "quota floor")
+					s.Mode = rapid.SampledFrom([]policy.Mode{policy.Observe, policy.Enforce}).Draw(r, "mode")
+				})
+			case 8:
+				p.snap.Containers[0].CPU = signal.CPUSample{At: p.now, Span: -1, UsageNS: 1 << 60, QuotaUS: 1, PeriodUS: 0}
+			}
+			p.snap.Node.Topology.CPUs = p.cpus
+			p.decide()
+		}
+	})
 }

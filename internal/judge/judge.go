@@ -1,6 +1,7 @@
 package judge
 
 import (
+	"math"
 	"time"
 
 	"github.com/qos-agent/qos-agent/internal/policy"
@@ -212,7 +213,7 @@ func stall(v *View, axis Axis, at time.Duration, w *sums, percent float64) Verdi
 	}
 	vd.Window = w.covered
 	vd.StallPermille = permille(w.all[0], w.all[1])
-	vd.StallObjective = int(percent * 10)
+	vd.StallObjective = int(math.Round(percent * 10))
 	vd.Level = grade(int64(vd.StallPermille), int64(vd.StallObjective), &v.Spec.Judge)
 	if vd.Level != OK {
 		vd.Reason = Pressure

@@ -1,0 +1,135 @@
+package control
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/qos-agent/qos-agent/internal/policy"
+	"github.com/qos-agent/qos-agent/internal/signal"
+	"github.com/qos-agent/qos-agent/pkg/cpuset"
+)
+
+// cpus makes a machine of nodes NUMA nodes with caches last-level caches each, cores cores each, and threads siblings each, numbered as
+// Linux mostly does: first siblings of all cores, then second ones.
+func cpus(nodes, caches, cores, threads int) []signal.CPU {
+	var out []signal.CPU
+	n := nodes * caches * cores
+	for t := range threads {
+		for i := range n {
+			out = append(out, signal.CPU{ID: t*n + i, Core: i, LLC: i / cores * cores, Node: i / cores / caches})
+		}
+	}
+	return out
+}
+
+func TestMask(t *testing.T) {
+	tests := map[string]struct {
+		cpus    []signal.CPU
+		n       int
+		allowed string
+		want    string
+	}{
+		"two CPUs, one of them":                  {cpus(1, 1, 2, 1), 1, "", "1"},
+		"highest first":                          {cpus(1, 1, 8, 1), 3, "", "5-7"},
+		"siblings together":                      {cpus(1, 1, 4, 2), 2, "", "2-3,6-7"},
+		"nodes in turn":                          {cpus(2, 1, 4, 1), 2, "", "3,7"},
+		"nodes in turn, uneven":                  {cpus(2, 1, 4, 1), 3, "", "3,6-7"},
+		"one cache of a node after the other":    {cpus(2, 2, 2, 1), 4, "", "2-3,6-7"},
+		"more than there are":                    {cpus(1, 1, 4, 1), 9, "", "0-3"},
+		"none is one":                            {cpus(1, 1, 4, 1), 0, "", "3"},
+		"only what is allowed":                   {cpus(1, 1, 8, 1), 2, "0-3", "2-3"},
+		"a core of which one sibling is allowed": {cpus(1, 1, 4, 2), 2, "2,3,7", "2-3,7"},
+		"nothing that is allowed is online":      {cpus(1, 1, 2, 1), 1, "5", ""},
+		"no CPU known":                           {nil, 1, "", ""},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			var m machine
+			if !m.update(&signal.Topology{CPUs: tt.cpus}) && len(tt.cpus) > 0 {
+				t.Error("a new topology was not noticed")
+			}
+			if m.update(&signal.Topology{CPUs: slices.Clone(tt.cpus)}) {
+				t.Error("the same topology was taken for new")
+			}
+			allowed, err := cpuset.Parse(tt.allowed)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := m.mask(tt.n, allowed).String(); got != tt.want {
+				t.Errorf("mask %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestMasksAreWholeCoresOfTheMachineAndNested(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		list := cpus(rapid.IntRange(1, 3).Draw(t, "nodes"), rapid.IntRange(1, 3).Draw(t, "caches"), rapid.IntRange(1, 5).Draw(t, "cores"),
+			rapid.IntRange(1, 2).Draw(t, "threads"))
+		// Some CPUs are offline.
+		list = slices.DeleteFunc(list, func(c signal.CPU) bool { return c.ID > 0 && rapid.IntRange(0, 4).Draw(t, "offline") == 0 })
+		var m machine
+		m.update(&signal.Topology{CPUs: list})
+		prev := cpuset.Set{}
+		for n := 1; n <= len(m.cores); n++ {
+			mask := m.mask(n, cpuset.Set{})
+			if !mask.SubsetOf(m.set) || !prev.SubsetOf(mask) || prev == mask {
+				t.Fatalf("%d cores: %s after %s on %s", n, mask, prev, m.set)
+			}
+			for _, c := range list {
+				for _, d := range list {
+					if c.Core == d.Core && mask.Has(c.ID) != mask.Has(d.ID) {
+						t.Fatalf("%d cores: %s splits core %d", n, mask, c.Core)
+					}
+				}
+			}
+			prev = mask
+		}
+		if prev != m.set {
+			t.Fatalf("all cores are %s of %s", prev, m.set)
+		}
+	})
+}
+
+// TestGrantsAreOrdered checks that every step down leaves less, whatever rungs come before it.
+func TestGrantsAreOrdered(t *testing.T) {
+	down := []Grant{
+		{}, {Idle: true}, {Idle: true, Cores: 4}, {Idle: true, Cores: 1}, {Idle: true, Cores: 1, MilliCPU: 500}, {Idle: true, Cores: 1, MilliCPU: 100},
+	}
+	for i, a := range down {
+		for j, b := range down {
+			if got := a.compare(b); (got > 0) != (i < j) || (got < 0) != (i > j) {
+				t.Errorf("%s against %s: %d", a, b, got)
+			}
+		}
+	}
+	if (Grant{Cores: 2, Frozen: true}).compare(Grant{Cores: 2}) != 0 {
+		t.Error("the freezer counts")
+	}
+	for _, r := range []policy.Rung{policy.RungIdle, policy.RungCPUs, policy.RungQuota, policy.RungFreeze} {
+		g := Grant{Idle: true, Cores: 1, MilliCPU: 1, Frozen: true}
+		if !g.limited(r) || g.lift(r).limited(r) {
+			t.Errorf("%s is not lifted", r)
+		}
+	}
+}
+
+func TestNotesReadWell(t *testing.T) {
+	n := Note{
+		Owner: OwnerCPU, Rule: RuleEventCut, Pod: "ns/batch", Victim: "ns/web", To: Grant{Cores: 4}, Wait: 8_200_000, Objective: 4_000_000,
+		Permille: 705, Belief: 50,
+	}
+	want := "cpu event-cut ns/batch: posture -> cores 4 for ns/web, wait 8.2ms, objective 4ms, share 70.5 %, belief 50"
+	if got := n.String(); got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	all := Grant{Idle: true, Cores: 2, MilliCPU: 250, Frozen: true}.String()
+	for _, part := range []string{"idle", "cores 2", "quota 250m", "frozen"} {
+		if !strings.Contains(all, part) {
+			t.Errorf("%q lacks %q", all, part)
+		}
+	}
+}
