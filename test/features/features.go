@@ -44,6 +44,7 @@ func Probe() map[string]bool {
 		"nginx":                  hasPrograms("nginx"),
 		"promtool":               hasPrograms("promtool"),
 		"qemu":                   hasPrograms("qemu-system-x86_64"),
+		"apt":                    hasPrograms("apt-get", "apt-cache", "dpkg-deb"),
 		"runqlat":                hasPrograms("runqlat"),
 		"stress-ng":              hasPrograms("stress-ng"),
 		"the command sleep":      hasPrograms("sleep"),

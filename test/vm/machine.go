@@ -38,7 +38,7 @@ type Machine struct {
 	Append   []string // more kernel parameters
 
 	Files  map[string]string // more files in the guest: absolute guest path -> host path; permissions are kept
-	Silent time.Duration     // without any sign of life for this long, the machine hangs; default 2 minutes
+	Silent time.Duration     // once up, without any sign of life for this long the machine hangs; default bootTime
 }
 
 // Job is a program of the host to run in the guest.
@@ -63,6 +63,9 @@ func (e *Error) Error() string {
 	}
 	return e.What + "; the console's last lines:\n" + e.Console
 }
+
+// bootTime is patience for a machine that boots: a few seconds when the host has nothing else to do.
+const bootTime = 2 * time.Minute
 
 // Run boots the machine, runs the jobs one after the other and powers it off. on is called, from one goroutine, with every
 // record of the guest in order. A job that fails is no error of Run: it is in its End record.
@@ -97,9 +100,9 @@ func (m *Machine) Run(ctx context.Context, jobs []Job, on func(wire.Record)) err
 
 	silent := m.Silent
 	if silent == 0 {
-		silent = 2 * time.Minute
+		silent = bootTime
 	}
-	hang := time.AfterFunc(silent, func() { cancel(fmt.Errorf("no sign of life for %v", silent)) })
+	hang := time.AfterFunc(bootTime, func() { cancel(errors.New("no sign of life for too long")) })
 	defer hang.Stop()
 	done, readErr := follow(records, func(r wire.Record) {
 		hang.Reset(silent)
