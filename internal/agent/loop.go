@@ -161,6 +161,9 @@ func (l *loop) onEvents() {
 		return
 	}
 	l.o.Instruments.Events.Add(uint64(n))
+	if l.snapshot == nil {
+		return // the first tick, which knows the node, will have them
+	}
 	if l.step(l.o.Collector.Event()) {
 		l.o.Instruments.Reaction.Observe(l.o.Clock.Now() - first)
 	}

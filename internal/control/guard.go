@@ -47,6 +47,8 @@ func offLimits(group string) string {
 	clean := path.Clean("/" + group)
 	base := path.Base(clean)
 	switch parent := path.Base(path.Dir(clean)); {
+	case group == "":
+		return "it has no group of its own that is known"
 	case clean == "/":
 		return "its group is the root"
 	case base == "kubepods", base == "kubepods.slice", strings.HasSuffix(base, "-kubepods.slice"),

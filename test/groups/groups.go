@@ -42,6 +42,9 @@ func New(h *cgroup.Hierarchy, name string) (*Tree, error) {
 	return t, nil
 }
 
+// At is a tree that somebody else has made, to look at.
+func At(h *cgroup.Hierarchy, group string) *Tree { return &Tree{h: h, name: path.Join("/", group)} }
+
 // Path is the group's name relative to a controller's mount.
 func (t *Tree) Path(sub ...string) string { return path.Join(append([]string{t.name}, sub...)...) }
 
