@@ -48,7 +48,8 @@ type Options struct {
 	OriginalCPUs func(group string) (cpus cpuset.Set, held bool)
 
 	// The times between two readings. 0 is the default; a reading is never more frequent than ticks.
-	CPUEvery    time.Duration // CPU time and quota of containers that no quota can hurt; 500 ms
+	CPUEvery    time.Duration // CPU time of containers that no quota can hurt; 500 ms
+	QuotaEvery  time.Duration // 1 s
 	MemoryEvery time.Duration // 1 s
 	PSIEvery    time.Duration // of groups; 1 s
 	NodeEvery   time.Duration // everything of the node; 1 s, because /proc/stat counts in steps of 10 ms
@@ -139,7 +140,7 @@ func New(o Options) (*Collector, error) {
 		current:    1,
 	}
 	c.every = [parts]time.Duration{
-		partCPU: or(o.CPUEvery, 500*time.Millisecond), partQuota: or(o.CPUEvery, 500*time.Millisecond),
+		partCPU: or(o.CPUEvery, 500*time.Millisecond), partQuota: or(o.QuotaEvery, time.Second),
 		partMemory: or(o.MemoryEvery, time.Second), partPSI: or(o.PSIEvery, time.Second), partScan: or(o.ScanEvery, 5*time.Second),
 	}
 	if c.tracer != nil {

@@ -18,7 +18,7 @@ const (
 	// attempts to open a file that a group does not have: failing costs some µs and an allocation, and most of them never come.
 	retryMin = 100 * time.Millisecond
 	retryMax = 5 * time.Second
-	lackMax  = time.Minute
+	lackMax  = 10 * time.Minute
 	// maxNested bounds how many groups below a container are measured as its own; a container can make any number of them.
 	maxNested = 256
 )
@@ -257,9 +257,9 @@ func (c *Collector) readCPU(now time.Duration, ct *container) {
 		if podLimited && p.quota.CPUs() < q.CPUs() {
 			q = p.quota
 		}
-		s.QuotaUS, s.PeriodUS = -1, q.PeriodUS
+		s.QuotaUS = -1
 		if q.Limited() {
-			s.QuotaUS = q.QuotaUS
+			s.QuotaUS, s.PeriodUS = q.QuotaUS, q.PeriodUS
 		}
 	}
 	ct.cpuStat, ct.cpuAt = st, now

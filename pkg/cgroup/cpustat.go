@@ -14,7 +14,7 @@ type CPUStat struct {
 	ThrottledNS      uint64 // time spent throttled, summed over CPUs
 }
 
-// CPUQuota is a limit on CPU time: QuotaUS in each period of PeriodUS. A QuotaUS of -1 is no limit.
+// CPUQuota is a limit on CPU time: QuotaUS in each period of PeriodUS. Without a limit they are -1 and 0.
 type CPUQuota struct {
 	QuotaUS, PeriodUS int64
 }
@@ -139,6 +139,10 @@ func (r *CPUReader) Quota(s *Scratch, into *CPUQuota) error {
 	if !ok {
 		return parseError(r.quota, "microseconds or -1", text)
 	}
+	if quota < 0 {
+		*into = CPUQuota{QuotaUS: -1}
+		return nil
+	}
 	if text, err = s.read(r.every); err != nil {
 		return err
 	}
@@ -146,7 +150,7 @@ func (r *CPUReader) Quota(s *Scratch, into *CPUQuota) error {
 	if !ok || period < 0 {
 		return parseError(r.every, "microseconds", text)
 	}
-	*into = CPUQuota{QuotaUS: max(quota, -1), PeriodUS: period}
+	*into = CPUQuota{QuotaUS: quota, PeriodUS: period}
 	return nil
 }
 
@@ -226,7 +230,7 @@ func parseCPUMax(text []byte) (CPUQuota, bool) {
 		return CPUQuota{}, false
 	}
 	if string(first) == "max" {
-		return CPUQuota{QuotaUS: -1, PeriodUS: period}, true
+		return CPUQuota{QuotaUS: -1}, true
 	}
 	quota, ok := parseInt(first)
 	if !ok || quota < 0 {

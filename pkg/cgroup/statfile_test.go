@@ -79,7 +79,7 @@ func TestReaders(t *testing.T) {
 	}{
 		"v1": {v1Tree(t), result{
 			CPU:    CPUStat{UsageNS: 123456789, Periods: 10, ThrottledPeriods: 4, ThrottledNS: 5000},
-			Quota:  CPUQuota{QuotaUS: -1, PeriodUS: 100000},
+			Quota:  CPUQuota{QuotaUS: -1},
 			Memory: MemoryStat{Current: 300000000, InactiveFile: 271458304},
 		}},
 		"v2": {v2Tree(t), result{
@@ -262,7 +262,7 @@ func TestNumbers(t *testing.T) {
 
 func TestCPUMax(t *testing.T) {
 	for in, want := range map[string]CPUQuota{
-		"max 100000\n": {-1, 100000}, "50000 100000\n": {50000, 100000}, "1000 1000000": {1000, 1000000},
+		"max 100000\n": {-1, 0}, "50000 100000\n": {50000, 100000}, "1000 1000000": {1000, 1000000},
 	} {
 		if got, ok := parseCPUMax([]byte(in)); !ok || got != want {
 			t.Errorf("parseCPUMax(%q) = %v, %v", in, got, ok)
@@ -335,7 +335,7 @@ func FuzzParseCPUMax(f *testing.F) {
 			return
 		}
 		first := strings.Fields(text)[0]
-		if q.PeriodUS <= 0 || q.QuotaUS < -1 || (q.QuotaUS == -1) != (first == "max") {
+		if (q.PeriodUS <= 0) != (first == "max") || q.QuotaUS < -1 || (q.QuotaUS == -1) != (first == "max") {
 			t.Errorf("parseCPUMax(%q) = %+v", text, q)
 		}
 	})
