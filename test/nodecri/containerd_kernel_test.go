@@ -1,9 +1,14 @@
-package node
+// Package nodecri tests the whole daemon beside real containerd pods. It is apart from package node, which runs on bare virtual
+// machines too.
+package nodecri
 
 import (
+	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/qos-agent/qos-agent/internal/server"
@@ -61,11 +66,27 @@ spec:
 	if err := os.WriteFile(filepath.Join(o.PolicyDir, "policy.yaml"), []byte(policy), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	f := &fixture{t: t, ctx: t.Context(), h: h, tree: tree, opts: o, before: before}
-	d := f.start()
+	d, err := daemon.Start(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Kill()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	if err := d.WaitReady(ctx); err != nil {
+		t.Fatal(err)
+	}
+	wait := func(what string, ok func(*server.State) bool) *server.State {
+		t.Helper()
+		s, err := d.WaitState(ctx, what, ok)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
 
-	s := f.wait(d, "three pods with their classes and the posture", func(s *server.State) bool {
-		return len(s.Pods) == 3 && holds(s, "jobs/batch", "cpu.idle")
+	s := wait("three pods with their classes and the posture", func(s *server.State) bool {
+		return len(s.Pods) == 3 && idle(s, "jobs/batch")
 	})
 	want := map[string]string{"shop/web": "online", "jobs/batch": "offline", "misc/other": "unclassified"}
 	got := map[string]string{}
@@ -93,22 +114,35 @@ spec:
 
 	// A container that comes later is known, and a runtime that dies changes nothing for those that run.
 	batch.StartContainer(containerd.Container{Name: "third", Command: spin})
-	f.wait(d, "the third container of batch", func(s *server.State) bool { return containers(s, "batch") == 3 })
+	wait("the third container of batch", func(s *server.State) bool { return containers(s, "batch") == 3 })
 	r.Kill()
-	s = f.wait(d, "the loss of the runtime to be told", func(s *server.State) bool { return !s.PodSource.Connected && s.PodSource.Error != "" })
-	if !holds(s, "jobs/batch", "cpu.idle") || containers(s, "batch") != 3 {
+	s = wait("the loss of the runtime to be told", func(s *server.State) bool { return !s.PodSource.Connected && s.PodSource.Error != "" })
+	if !idle(s, "jobs/batch") || containers(s, "batch") != 3 {
 		t.Errorf("without the runtime: %d containers of batch, knobs %+v", containers(s, "batch"), s.Knobs)
 	}
 	if status, body, err := d.Get(t.Context(), "/readyz"); err != nil || status != 200 {
 		t.Errorf("without the runtime the agent goes on: /readyz %d %s %v", status, body, err)
 	}
 	r.Restart()
-	f.wait(d, "the runtime again", func(s *server.State) bool { return s.PodSource.Connected })
+	wait("the runtime again", func(s *server.State) bool { return s.PodSource.Connected })
 	batch.StopContainer("third")
-	f.wait(d, "the end of the third container", func(s *server.State) bool { return containers(s, "batch") == 2 })
+	wait("the end of the third container", func(s *server.State) bool { return containers(s, "batch") == 2 })
 
-	f.stop(d)
-	f.asBefore("after SIGTERM")
+	if err := d.Stop(ctx); err != nil {
+		t.Fatal(err)
+	}
+	after, err := tree.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(before, after); diff != "" {
+		t.Errorf("after SIGTERM, settings differ (- before, + now):\n%s", diff)
+	}
+}
+
+// idle reports whether the agent holds the posture of the pod.
+func idle(s *server.State, pod string) bool {
+	return slices.ContainsFunc(s.Knobs, func(k server.HeldKnob) bool { return k.Pod == pod && k.Knob == "cpu.idle" })
 }
 
 func containers(s *server.State, pod string) int {
