@@ -11,3 +11,8 @@ func TestKernel(t *testing.T) {
 		t.Run(s.name, func(t *testing.T) { s.run(t, newBench(t, cgrouptest.NewReal(t))) })
 	}
 }
+
+func TestKernelCrash(t *testing.T) {
+	w := cgrouptest.NewReal(t)
+	testCrash(t, w, "real "+w.Base())
+}
