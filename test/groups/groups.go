@@ -213,6 +213,15 @@ func (t *Tree) Remove() error {
 	return errors.Join(errs...)
 }
 
+// RemoveGroup kills what is in one group of the tree and removes it.
+func (t *Tree) RemoveGroup(sub string) error {
+	var errs []error
+	for _, dir := range t.dirs(t.Path(sub)) {
+		errs = append(errs, remove(dir))
+	}
+	return errors.Join(errs...)
+}
+
 // remove is bounded: a process that has been killed leaves its group within moments unless the kernel is stuck.
 func remove(top string) error {
 	deadline := time.Now().Add(10 * time.Second)

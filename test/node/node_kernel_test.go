@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -470,4 +471,79 @@ func TestStartRefusals(t *testing.T) {
 	}
 	f.stop(running)
 	f.asBefore("after all refusals")
+}
+
+// TestChurn makes and removes 500 pods in ten generations, with what happens in between left to chance: groups vanish before the file
+// says so, and the other way round.
+func TestChurn(t *testing.T) {
+	f := newFixture(t, "  mode: enforce\n")
+	d := f.start()
+	f.wait(d, "the posture", postureHeld)
+	lasting := f.pods
+	var early, late uint64
+	const generations, size = 10, 50
+	for g := range generations {
+		f.pods = lasting
+		for i := range size {
+			name := fmt.Sprintf("churn-%d-%d", g, i)
+			group, err := f.tree.Make(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			class := []string{"online", "offline"}[i%2]
+			f.pods = append(f.pods[:len(f.pods):len(f.pods)], daemon.Pod{
+				Namespace: "churn", Name: name, Cgroup: group, Labels: map[string]string{"qos-agent.io/class": class},
+			})
+		}
+		f.writePods()
+		f.wait(d, "all pods of a generation", func(s *server.State) bool { return len(s.Pods) == len(f.pods) && len(s.Knobs) >= size/2 })
+		if g%2 == 0 {
+			f.pods = lasting
+			f.writePods()
+		}
+		for i := range size {
+			if err := f.tree.RemoveGroup(fmt.Sprintf("churn-%d-%d", g, i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s := f.wait(d, "the end of a generation", func(s *server.State) bool { return len(s.Pods) == len(lasting) && !churning(s) })
+		if s.Loop.Lost.Unmeasured != 0 {
+			t.Errorf("generation %d: %d containers are not measured", g, s.Loop.Lost.Unmeasured)
+		}
+		rss := f.rss(d)
+		if g == 2 {
+			early = rss
+		}
+		late = rss
+	}
+	t.Logf("resident memory: %d KiB after 3 generations, %d KiB after %d", early, late, generations)
+	if late > early+early/2 {
+		t.Errorf("memory grows with pods that have come and gone: %d KiB after 3 generations, %d KiB after %d", early, late, generations)
+	}
+	f.pods = lasting
+	f.writePods()
+	f.stop(d)
+	f.asBefore("after 500 pods")
+}
+
+// churning reports whether a knob of a pod of TestChurn is held.
+func churning(s *server.State) bool {
+	return slices.ContainsFunc(s.Knobs, func(k server.HeldKnob) bool { return strings.HasPrefix(k.Pod, "churn/") })
+}
+
+// rss is the daemon's resident memory in KiB.
+func (f *fixture) rss(d *daemon.Daemon) uint64 {
+	f.t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.PID()))
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	var kib uint64
+	for line := range strings.Lines(string(text)) {
+		if _, err := fmt.Sscanf(line, "VmRSS: %d kB", &kib); err == nil {
+			return kib
+		}
+	}
+	f.t.Fatal("no VmRSS")
+	return 0
 }
