@@ -1,0 +1,282 @@
+package actuate
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/qos-agent/qos-agent/internal/knob"
+	"github.com/qos-agent/qos-agent/pkg/cgroup"
+	"github.com/qos-agent/qos-agent/pkg/cgroup/cgrouptest"
+)
+
+func TestSteadyStateIsFree(t *testing.T) {
+	b := newBench(t, cgrouptest.NewFake(t, cgroup.Unified))
+	var plan []knob.Want
+	for i := range 50 {
+		g := fmt.Sprintf("pod%d", i)
+		b.mkdir(g)
+		plan = append(plan, b.want(g, knob.CPUIdle, n(1)), b.want(g, knob.CPUSet, cpus(0)))
+	}
+	b.e.Apply(plan, b.policy)
+	if got := testing.AllocsPerRun(100, func() { b.e.Apply(plan, b.policy) }); got > 0 {
+		t.Errorf("an unchanged plan allocates %v times", got)
+	}
+}
+
+func TestSecondOwner(t *testing.T) {
+	b := newBench(t, cgrouptest.NewFake(t, cgroup.Unified))
+	b.mkdir("pod")
+	mine, theirs := b.want("pod", knob.CPUWeight, n(10)), b.want("pod", knob.CPUWeight, n(20))
+	theirs.Owner = "memory"
+	b.apply(results{knob.Written: 1}, mine)
+	// Whoever comes first in the plan, the holder keeps it; it is said once.
+	out := b.apply(results{knob.Refused: 1}, theirs, mine)
+	if o := out[0]; o.Owner != "memory" || o.Err == nil || !strings.Contains(o.Err.Error(), "owned by cpu") {
+		t.Errorf("refused: %+v", o)
+	}
+	mine.Value.N = 11
+	b.apply(results{knob.Written: 1}, theirs, mine)
+	b.is("pod", "cpu.weight", "11")
+	// When the holder lets go the other may have it.
+	b.apply(results{knob.Written: 1}, theirs)
+	b.is("pod", "cpu.weight", "20")
+	// The same want twice is no conflict, two values of one owner are.
+	b.apply(results{}, theirs, theirs)
+	again := theirs
+	again.Value.N = 30
+	b.apply(results{knob.Refused: 1}, theirs, again)
+	b.apply(results{knob.Restored: 1})
+}
+
+func TestBadWants(t *testing.T) {
+	for _, w := range []knob.Want{
+		{Target: knob.Target{Cgroup: "/", Kind: knob.CPUIdle}, Value: n(1)},
+		{Target: knob.Target{Cgroup: "pod", Kind: knob.CPUIdle}, Value: n(1)},
+		{Target: knob.Target{Cgroup: "/x/../pod", Kind: knob.CPUIdle}, Value: n(1)},
+		{Target: knob.Target{Cgroup: "/kubepods", Kind: knob.CPUIdle}, Value: n(1)},
+		{Target: knob.Target{Cgroup: "/kubepods/besteffort", Kind: knob.CPUIdle}, Value: n(1)},
+		{Target: knob.Target{Cgroup: "/kubepods.slice/kubepods-burstable.slice", Kind: knob.CPUIdle}, Value: n(1)},
+		{Target: knob.Target{Cgroup: "/pod", Kind: knob.CPUIdle}, Value: n(2)},
+		{Target: knob.Target{Cgroup: "/pod", Kind: knob.Freeze}, Value: n(-1)},
+		{Target: knob.Target{Cgroup: "/pod", Kind: knob.CPUWeight}, Value: n(0)},
+		{Target: knob.Target{Cgroup: "/pod", Kind: knob.CPUSet}},
+		{Target: knob.Target{Cgroup: "/pod", Kind: knob.CPUQuota}, Value: quota(500, 100000)},
+		{Target: knob.Target{Cgroup: "/pod", Kind: knob.CPUQuota}, Value: quota(5000, 10)},
+		{Target: knob.Target{Cgroup: "/pod", Kind: knob.CPUBurst}, Value: n(-1)},
+		{Target: knob.Target{Cgroup: "/pod", Kind: 99}, Value: n(1)},
+	} {
+		t.Run(fmt.Sprint(w.Cgroup, " ", w.Kind, " ", w.Value.Format(w.Kind)), func(t *testing.T) {
+			b := newBench(t, cgrouptest.NewFake(t, cgroup.Legacy))
+			b.mkdir("pod", "kubepods", "kubepods/besteffort")
+			before := cgrouptest.Snapshot(b.w)
+			out := b.apply(results{knob.Failed: 1}, w)
+			t.Log(out[0].Err)
+			b.now = b.now.Add(time.Hour)
+			b.apply(results{}, w)
+			b.unchanged(before)
+		})
+	}
+}
+
+func TestKernelLacksKnob(t *testing.T) {
+	b := newBench(t, cgrouptest.NewFake(t, cgroup.Hybrid, "cpu.idle", "cpu.cfs_burst_us"))
+	b.mkdir("pod")
+	before := cgrouptest.Snapshot(b.w)
+	plan := []knob.Want{b.want("pod", knob.CPUIdle, n(1)), b.want("pod", knob.CPUWeight, n(1)), b.want("pod", knob.CPUQuota, quota(5000, 100000))}
+	out := b.apply(results{knob.Failed: 1, knob.Written: 2}, plan...)
+	if out[0].Result != knob.Failed || !strings.Contains(out[0].Err.Error(), "cpu.idle") {
+		t.Errorf("the missing knob gives %+v", out[0])
+	}
+	b.now = b.now.Add(time.Hour)
+	b.apply(results{}, plan...)
+	b.e.RestoreAll()
+	b.unchanged(before)
+}
+
+func TestRefusedWritesAreTriedAgain(t *testing.T) {
+	w := cgrouptest.NewFake(t, cgroup.Unified)
+	b := newBench(t, w)
+	b.mkdir("pod")
+	before := cgrouptest.Snapshot(w)
+	tries := 0
+	w.Fault = func(_, file, _ string) error {
+		if file == "cpuset.cpus" {
+			tries++
+			return unix.EINVAL
+		}
+		return nil
+	}
+	plan := []knob.Want{b.want("pod", knob.CPUSet, cpus(0)), b.want("pod", knob.CPUIdle, n(1))}
+	out := b.apply(results{knob.Failed: 1, knob.Written: 1}, plan...)
+	for _, o := range out {
+		if o.Result == knob.Failed && (!errors.Is(o.Err, unix.EINVAL) || o.New != "") {
+			t.Errorf("failed: %+v", o)
+		}
+	}
+	tries = 0
+	for range 600 { // ten minutes
+		b.now = b.now.Add(time.Second)
+		b.e.Apply(plan, b.policy)
+	}
+	if tries < 10 || tries > 20 {
+		t.Errorf("tried %d times in ten minutes", tries)
+	}
+	w.Fault = nil
+	b.now = b.now.Add(time.Minute)
+	b.apply(results{knob.Written: 1}, plan...)
+	// A restore that fails is not forgotten.
+	w.Fault = func(_, file, _ string) error {
+		if file == "cpuset.cpus" {
+			return unix.EIO
+		}
+		return nil
+	}
+	b.results(results{knob.Failed: 1, knob.Restored: 1}, b.e.RestoreAll())
+	b.kill()
+	if sum, err := Restore(b.options()); err == nil || len(sum.Failed) != 1 {
+		t.Errorf("a restore that fails: %+v, %v", sum, err)
+	}
+	w.Fault = nil
+	if sum, err := Restore(b.options()); err != nil || len(sum.Restored) != 1 {
+		t.Errorf("the restore after it: %+v, %v", sum, err)
+	}
+	b.unchanged(before)
+}
+
+// otherValue is a kernel that takes each write of a file but makes something else of it.
+type otherValue struct {
+	cgroup.FS
+	file, text string
+}
+
+type otherGroup struct {
+	cgroup.Group
+	fs otherValue
+}
+
+type otherFile struct {
+	cgroup.RW
+	text string
+}
+
+func (f otherValue) OpenGroup(dir string) (cgroup.Group, error) {
+	g, err := f.FS.OpenGroup(dir)
+	return otherGroup{g, f}, err
+}
+
+func (g otherGroup) Open(name string) (cgroup.RW, error) {
+	f, err := g.Group.Open(name)
+	if err == nil && name == g.fs.file {
+		f = otherFile{f, g.fs.text}
+	}
+	return f, err
+}
+
+func (f otherFile) WriteText([]byte) error { return f.RW.WriteText([]byte(f.text)) }
+
+func TestMismatch(t *testing.T) {
+	w := cgrouptest.NewFake(t, cgroup.Unified)
+	b := newBench(t, w)
+	b.mkdir("pod")
+	b.e.fs = otherValue{w.FS(), "cpu.weight", "55"}
+	out := b.apply(results{knob.Mismatch: 1}, b.want("pod", knob.CPUWeight, n(10)))
+	if o := out[0]; o.Old != "100" || o.New != "55" || o.Err == nil {
+		t.Errorf("mismatch: %+v", o)
+	}
+	// What the kernel made of it is not somebody else's doing.
+	b.results(results{}, b.auditAll())
+}
+
+func TestJournalCannotBeWritten(t *testing.T) {
+	b := newBench(t, cgrouptest.NewFake(t, cgroup.Unified))
+	b.mkdir("pod", "other")
+	before := cgrouptest.Snapshot(b.w)
+	held := []knob.Want{b.want("pod", knob.CPUIdle, n(1))}
+	b.e.Apply(held, b.policy)
+	good := b.e.journal.file
+	readOnly, err := os.Open(filepath.Join(b.runDir, journalName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer readOnly.Close()
+	b.e.journal.file = readOnly
+
+	// Nothing is touched for the first time, and what can go back goes back.
+	b.apply(results{knob.Failed: 1}, held[0], b.want("other", knob.CPUIdle, n(1)))
+	b.is("other", "cpu.idle", "0")
+	b.is("pod", "cpu.idle", "1")
+	b.apply(results{knob.Restored: 1})
+	b.unchanged(before)
+	b.e.journal.file = good
+}
+
+func TestRunDir(t *testing.T) {
+	w := cgrouptest.NewFake(t, cgroup.Unified)
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{filepath.Join(file, "run"), "/proc/qos-agent-test", "/proc"} {
+		_, err := Open(Options{Hierarchy: w.Hierarchy(), RunDir: dir, BootID: "boot"})
+		if err == nil || !strings.Contains(err.Error(), dir) || strings.Contains(err.Error(), "\n") || strings.Count(err.Error(), dir) > 1 {
+			t.Errorf("run dir %s: %v", dir, err)
+		}
+		t.Log(err)
+	}
+
+	b := newBench(t, w)
+	var busy *Busy
+	if _, err := Open(b.options()); !errors.As(err, &busy) || busy.PID != os.Getpid() || !strings.Contains(err.Error(), fmt.Sprint(os.Getpid())) {
+		t.Errorf("a second agent gets %v", err)
+	}
+	if err := b.e.Close(); err != nil {
+		t.Error(err)
+	}
+	b.open()
+}
+
+func TestHeldTellsChanges(t *testing.T) {
+	b := newBench(t, cgrouptest.NewFake(t, cgroup.Unified))
+	b.mkdir("pod")
+	was := b.e.Generation()
+	changed := func(what string, want bool) {
+		t.Helper()
+		if now := b.e.Generation(); (now != was) != want {
+			t.Errorf("%s: generation changed: %v", what, now != was)
+		}
+		was = b.e.Generation()
+	}
+	plan := []knob.Want{b.want("pod", knob.CPUIdle, n(1))}
+	b.e.Apply(plan, b.policy)
+	changed("held", true)
+	b.e.Apply(plan, b.policy)
+	b.auditAll()
+	changed("nothing", false)
+	plan[0].Rule = "another"
+	b.e.Apply(plan, b.policy)
+	changed("another rule", true)
+	if got := b.e.Held()[0].Rule; got != "another" {
+		t.Errorf("held for rule %q", got)
+	}
+	b.e.Apply(nil, b.policy)
+	changed("restored", true)
+}
+
+func BenchmarkApplyUnchanged(b *testing.B) {
+	var plan []knob.Want
+	for i := range 1000 {
+		plan = append(plan, knob.Want{Target: knob.Target{Cgroup: fmt.Sprintf("/kubepods/besteffort/pod%d", i), Kind: knob.CPUIdle}, Value: n(1), Owner: "cpu", Rule: "posture"})
+	}
+	e := &Executor{applied: true, last: append([]knob.Want(nil), plan...)}
+	b.ReportAllocs()
+	for b.Loop() {
+		e.Apply(plan, Policy{})
+	}
+}
