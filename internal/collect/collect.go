@@ -74,6 +74,7 @@ type Collector struct {
 	tracer Tracer
 	slots  slots
 	row    []uint64 // scratch: one row of the blame matrix
+	opens  int      // containers whose files were opened in this tick
 	stats  ebpf.Stats
 	noSlot int
 
@@ -192,7 +193,7 @@ func (c *Collector) Tick() *signal.Snapshot {
 	if c.slots.indexGen != c.gen {
 		c.slots.forgetIndexes(c.gen)
 	}
-	c.noSlot = 0
+	c.noSlot, c.opens = 0, 0
 	for i, ct := range c.list {
 		c.readGroup(now, ct)
 		f.containers[i] = ct.sample
