@@ -56,7 +56,7 @@ func testIdleWeight(t *testing.T, b *bench) {
 	if len(out) == 2 && (out[0].Kind != knob.CPUIdle || out[0].Old != "1" || out[0].New != "0") {
 		t.Errorf("idle was not restored first: %+v", out[0])
 	}
-	b.is("pod", file, pick(b, "44", "10"))
+	b.is("pod", file, pick(b, "50", "10"))
 	b.apply(results{knob.Restored: 1})
 	b.unchanged(before)
 	// Idle alone, the weight comes back by itself.
@@ -279,7 +279,7 @@ func testYield(t *testing.T, b *bench) {
 	b.is("w", file, "70")
 	b.apply(results{}, plan[:2]...)
 	b.apply(results{knob.Written: 1}, plan...)
-	b.is("w", file, pick(b, "3", "2"))
+	b.is("w", file, pick(b, "5", "2"))
 }
 
 func testGone(t *testing.T, b *bench) {

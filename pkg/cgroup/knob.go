@@ -76,11 +76,11 @@ func DefaultWeight(v2 bool) int64 {
 // The bounds of cpu.shares, which the kernel enforces by clamping.
 const minShares, maxShares = 2, 262144
 
-// WeightToShares converts a weight of cgroup v2 (1 to 10000, default 100) to the least cpu.shares of v1 (2 to 262144, default
-// 1024) that container runtimes convert to that weight.
+// WeightToShares converts a weight of cgroup v2 (1 to 10000, default 100) to the most cpu.shares of v1 (2 to 262144, default
+// 1024) that container runtimes do not convert to a larger weight.
 func WeightToShares(weight int64) int64 {
-	return minShares + int64(sort.Search(maxShares-minShares, func(i int) bool {
-		return int64(cgroup2.ConvertCPUSharesToCgroupV2Value(uint64(minShares+i))) >= weight
+	return minShares - 1 + int64(sort.Search(maxShares-minShares+1, func(i int) bool {
+		return int64(cgroup2.ConvertCPUSharesToCgroupV2Value(uint64(minShares+i))) > weight
 	}))
 }
 
