@@ -3,9 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/qos-agent/qos-agent/bench/load"
@@ -32,11 +32,13 @@ func (s *stage) play(ctx context.Context) (*report, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := newReport(s, capacity)
-	fmt.Printf("%s carries %.0f requests/s on CPUs %s; the demo asks for %.0f\n", s.web.what, capacity, s.cpus, r.Rate)
-	if err := s.load.SetRate(r.Rate); err != nil {
+	rate, err := s.chooseRate(ctx, capacity)
+	if err != nil {
 		return nil, err
 	}
+	s.rate = rate
+	r := newReport(s, capacity)
+	fmt.Printf("%s carries %.0f requests/s on CPUs %s; the demo asks for %.0f (%.0f %%)\n", s.web.what, capacity, s.cpus, rate, 100*rate/capacity)
 	rng := rand.New(rand.NewPCG(s.o.seed, 1))
 	for round := range s.o.rounds {
 		for _, i := range rng.Perm(_situations) {
@@ -80,6 +82,46 @@ func (s *stage) calibrate(ctx context.Context) (float64, error) {
 	return load.Median(rates), nil
 }
 
+// chooseRate gives, and sets, the lowest of a few loads at which offline work of equal weight does plain harm. How busy a service
+// must be for that depends on the machine: below its fair share the scheduler itself protects it more or less.
+func (s *stage) chooseRate(ctx context.Context, capacity float64) (rate float64, err error) {
+	for _, share := range []float64{0.5, 0.6, 0.7} {
+		rate = math.Round(capacity*share/100) * 100
+		harm, err := s.harm(ctx, rate)
+		if err != nil {
+			return 0, err
+		}
+		if harm {
+			break
+		}
+	}
+	return rate, nil
+}
+
+// plainHarm is what one request in ten must wait at least: nobody would accept it of a service that answers in a fraction of a
+// millisecond.
+const plainHarm = 10 * time.Millisecond
+
+// harm tells whether offline work does plain harm at the rate, twice in a row: once may be chance.
+func (s *stage) harm(ctx context.Context, rate float64) (bool, error) {
+	const moment = 500 * time.Millisecond
+	s.heavy.resume()
+	defer s.heavy.pause()
+	for range 2 {
+		if err := s.load.SetRate(rate); err != nil {
+			return false, err
+		}
+		w, err := s.window(ctx, moment, moment)
+		if err != nil {
+			return false, err
+		}
+		if w.P90 < plainHarm.Seconds()*1e6 {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
 // window measures for d after a pause.
 func (s *stage) window(ctx context.Context, settle, d time.Duration) (load.Window, error) {
 	if err := sleep(ctx, settle); err != nil {
@@ -98,8 +140,7 @@ func (s *stage) window(ctx context.Context, settle, d time.Duration) (load.Windo
 type measurement struct {
 	load.Window
 	Offline  float64  // MB hashed per second by the offline pods
-	Culprits []string // named by the agent at the end of the window
-	Blame    map[string]float64
+	Findings          // while the agent only watched
 	Changed  []string // settings that differ from before, where none may
 }
 
@@ -112,6 +153,10 @@ func (s *stage) measure(ctx context.Context, k situation) (m measurement, err er
 	if err != nil {
 		return m, err
 	}
+	// What an overloaded window left overdue must not fall on the next one.
+	if err := s.load.SetRate(s.rate); err != nil {
+		return m, err
+	}
 	if k != alone {
 		s.heavy.resume()
 		s.light.resume()
@@ -122,19 +167,22 @@ func (s *stage) measure(ctx context.Context, k situation) (m measurement, err er
 		return m, err
 	}
 	begin, start := s.heavy.bytes()+s.light.bytes(), time.Now()
-	if m.Window, err = s.window(ctx, 0, s.o.window); err != nil {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if k == without {
+			m.Findings = s.listen(ctx, s.o.window)
+		}
+	}()
+	w, err := s.window(ctx, 0, s.o.window)
+	<-done
+	if err != nil {
 		return m, err
 	}
+	m.Window = w
 	m.Offline = float64(s.heavy.bytes()+s.light.bytes()-begin) / 1e6 / time.Since(start).Seconds()
 	if m.Completed == 0 {
 		return m, fmt.Errorf("the online service answered nothing: %+v", m.Window)
-	}
-	if k == without {
-		st, err := s.agent.State(ctx)
-		if err != nil {
-			return m, err
-		}
-		m.Culprits, m.Blame = findings(st)
 	}
 	if k != with {
 		m.Changed, err = s.changed()
@@ -142,23 +190,45 @@ func (s *stage) measure(ctx context.Context, k situation) (m measurement, err er
 	return m, err
 }
 
-// findings are the culprits that the agent names for the online service, and how it splits the blame.
-func findings(st *server.State) (culprits []string, blame map[string]float64) {
-	blame = map[string]float64{}
-	for _, v := range st.Verdicts {
-		if v.Namespace+"/"+v.Pod != webPod || !strings.Contains(v.Axis, "cpu") {
-			continue
+// Findings are what the agent said about the online service during a window.
+type Findings struct {
+	Culprits []string           // everybody whom it named, in the order of their names
+	Blame    map[string]float64 // share of the wait by who ran meanwhile, over all verdicts that blame
+}
+
+// listen asks the agent several times during d. A verdict looks back over a second and may change meanwhile.
+func (s *stage) listen(ctx context.Context, d time.Duration) Findings {
+	const times = 5
+	f := Findings{Blame: map[string]float64{}}
+	verdicts := 0.0
+	for range times {
+		if sleep(ctx, d/times) != nil {
+			break
 		}
-		for _, c := range v.Culprits {
-			if name := party(c); v.Level == "violated" && !slices.Contains(culprits, name) {
-				culprits = append(culprits, name)
+		st, err := s.agent.State(ctx)
+		if err != nil {
+			continue // a daemon that is dead is noticed at the next change of policy
+		}
+		for _, v := range st.Verdicts {
+			if v.Namespace+"/"+v.Pod != webPod || v.Axis != "cpu" || len(v.Blame) == 0 {
+				continue
+			}
+			verdicts++
+			for _, b := range v.Blame {
+				f.Blame[party(b.Culprit)] += b.Ratio
+			}
+			for _, c := range v.Culprits {
+				if name := party(c); v.Level == "violated" && !slices.Contains(f.Culprits, name) {
+					f.Culprits = append(f.Culprits, name)
+				}
 			}
 		}
-		for _, b := range v.Blame {
-			blame[party(b.Culprit)] += b.Ratio
-		}
 	}
-	return culprits, blame
+	for who := range f.Blame {
+		f.Blame[who] /= verdicts
+	}
+	slices.Sort(f.Culprits)
+	return f
 }
 
 func party(p server.Party) string {

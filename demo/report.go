@@ -66,16 +66,13 @@ type reactionReport struct {
 	EventToWriteP99 float64 `json:"event_to_write_p99_ms"`
 }
 
-// loadShare of the service's capacity is what the demo asks for: a busy service, with room to spare while it is alone.
-const loadShare = 0.5
-
 func newReport(s *stage, capacity float64) *report {
 	var uts unix.Utsname
 	_ = unix.Uname(&uts) // cannot fail
 	return &report{
 		Kernel: unix.ByteSliceToString(uts.Release[:]), CPUs: runtime.NumCPU(), UsedCPUs: s.cpus.String(),
 		Date: time.Now().UTC().Format(time.RFC3339), Service: s.web.what,
-		Capacity: math.Round(capacity), Rate: math.Round(capacity*loadShare/100) * 100, Windows: s.o.rounds, Failures: []string{},
+		Capacity: math.Round(capacity), Rate: s.rate, Windows: s.o.rounds, Failures: []string{},
 	}
 }
 

@@ -37,6 +37,7 @@ type stage struct {
 	heavy  *batch
 	light  *batch
 	load   *load.Client
+	rate   float64 // requests per second
 	agent  *daemon.Daemon
 	policy string            // file
 	before map[string]string // settings of the groups before the agent came
