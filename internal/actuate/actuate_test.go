@@ -85,7 +85,7 @@ func TestBadWants(t *testing.T) {
 	}
 }
 
-func TestKernelLacksKnob(t *testing.T) {
+func TestLacksKnob(t *testing.T) {
 	b := newBench(t, cgrouptest.NewFake(t, cgroup.Hybrid, "cpu.idle", "cpu.cfs_burst_us"))
 	b.mkdir("pod")
 	before := cgrouptest.Snapshot(b.w)

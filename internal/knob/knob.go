@@ -113,8 +113,8 @@ func Results() []Result {
 // Outcome is one change that the executor made or tried.
 type Outcome struct {
 	Want
-	Old    string // text that the first file of the knob held before
-	New    string // text that it holds now
+	Old    string // value before, as text: "0-3", "max 100000"
+	New    string // value that the knob has now
 	Result Result
 	Err    error // with Failed and Mismatch
 }
