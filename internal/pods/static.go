@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -133,6 +134,8 @@ type Static struct {
 	data    []byte      // content, in force or refused
 	err     error       // why it was refused
 	file    []StaticPod // in force
+	groups  []uint64    // of the pods of file, by number; 0: there is none
+	listed  bool        // the list is that of file and groups
 
 	pods   atomic.Pointer[[]signal.Pod]
 	mu     sync.Mutex
@@ -215,7 +218,7 @@ func (s *Static) load() {
 	}
 	switch {
 	case err == nil:
-		s.file = file
+		s.file, s.listed = file, false
 		s.opts.Log.Info("static pods read", "file", s.opts.File, "pods", len(file))
 	case s.err == nil || s.err.Error() != err.Error():
 		s.opts.Log.Error("static pods: file refused, what was read before stays in force", "file", s.opts.File, "err", err)
@@ -235,12 +238,29 @@ func (s *Static) stat() (stamp, error) {
 	return stamp{uint64(st.Dev), st.Ino, st.Size, st.Mtim, st.Ctim}, nil
 }
 
-// publish makes the list of the pods whose groups exist, and reports whether the list or the status is new.
+// publish makes the list of the pods whose groups exist, and reports whether the list or the status is new. It is called five
+// times a second and mostly finds everything as it was, so it looks at the groups before it makes a list.
 func (s *Static) publish() (news bool) {
+	changed := len(s.groups) != len(s.file) || !s.listed
+	missing := 0
+	s.groups = slices.Grow(s.groups[:0], len(s.file))[:len(s.file)]
+	for i, p := range s.file {
+		id, err := s.opts.Hierarchy.ID(p.Cgroup)
+		if err != nil {
+			id = 0 // no group has this number
+			missing++
+		}
+		changed = changed || s.groups[i] != id
+		s.groups[i] = id
+	}
+	if !changed {
+		return s.setStatus(missing)
+	}
+	s.listed = true
 	list := make([]signal.Pod, 0, len(s.file))
-	for _, p := range s.file {
-		if id, err := s.opts.Hierarchy.ID(p.Cgroup); err == nil {
-			list = append(list, p.pod(id))
+	for i, p := range s.file {
+		if s.groups[i] != 0 {
+			list = append(list, p.pod(s.groups[i]))
 		}
 	}
 	sortPods(list)
@@ -248,7 +268,7 @@ func (s *Static) publish() (news bool) {
 		s.pods.Store(&list)
 		news = true
 	}
-	return s.setStatus(len(s.file)-len(list)) || news
+	return s.setStatus(missing) || news
 }
 
 // pod is p while its group has the given number: when the group is made anew, it is another container.
