@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"net/http"
+	"regexp"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/qos-agent/qos-agent/bench/load"
@@ -139,9 +142,10 @@ func (s *stage) window(ctx context.Context, settle, d time.Duration) (load.Windo
 // measurement is one window of one situation.
 type measurement struct {
 	load.Window
-	Offline  float64  // MB hashed per second by the offline pods
-	Findings          // while the agent only watched
-	Changed  []string // settings that differ from before, where none may
+	Offline  float64            // MB hashed per second by the offline pods
+	Culprits []string           // whom the agent named during the window, in the order of their names
+	Blame    map[string]float64 // seconds that the online service's threads waited, by who ran meanwhile
+	Changed  []string           // settings that differ from before, where none may
 }
 
 func (s *stage) measure(ctx context.Context, k situation) (m measurement, err error) {
@@ -167,11 +171,15 @@ func (s *stage) measure(ctx context.Context, k situation) (m measurement, err er
 		return m, err
 	}
 	begin, start := s.heavy.bytes()+s.light.bytes(), time.Now()
+	blameBefore, err := s.blame(ctx)
+	if err != nil {
+		return m, err
+	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		if k == without {
-			m.Findings = s.listen(ctx, s.o.window)
+			m.Culprits = s.listen(ctx, s.o.window)
 		}
 	}()
 	w, err := s.window(ctx, 0, s.o.window)
@@ -180,6 +188,12 @@ func (s *stage) measure(ctx context.Context, k situation) (m measurement, err er
 		return m, err
 	}
 	m.Window = w
+	if m.Blame, err = s.blame(ctx); err != nil {
+		return m, err
+	}
+	for who, seconds := range blameBefore {
+		m.Blame[who] -= seconds
+	}
 	m.Offline = float64(s.heavy.bytes()+s.light.bytes()-begin) / 1e6 / time.Since(start).Seconds()
 	if m.Completed == 0 {
 		return m, fmt.Errorf("the online service answered nothing: %+v", m.Window)
@@ -190,17 +204,9 @@ func (s *stage) measure(ctx context.Context, k situation) (m measurement, err er
 	return m, err
 }
 
-// Findings are what the agent said about the online service during a window.
-type Findings struct {
-	Culprits []string           // everybody whom it named, in the order of their names
-	Blame    map[string]float64 // share of the wait by who ran meanwhile, over all verdicts that blame
-}
-
-// listen asks the agent several times during d. A verdict looks back over a second and may change meanwhile.
-func (s *stage) listen(ctx context.Context, d time.Duration) Findings {
+// listen asks the agent several times during d whom it blames. A verdict looks back over a second and may change meanwhile.
+func (s *stage) listen(ctx context.Context, d time.Duration) (culprits []string) {
 	const times = 5
-	f := Findings{Blame: map[string]float64{}}
-	verdicts := 0.0
 	for range times {
 		if sleep(ctx, d/times) != nil {
 			break
@@ -210,25 +216,47 @@ func (s *stage) listen(ctx context.Context, d time.Duration) Findings {
 			continue // a daemon that is dead is noticed at the next change of policy
 		}
 		for _, v := range st.Verdicts {
-			if v.Namespace+"/"+v.Pod != webPod || v.Axis != "cpu" || len(v.Blame) == 0 {
+			if v.Namespace+"/"+v.Pod != webPod || v.Axis != "cpu" || v.Level != "violated" {
 				continue
 			}
-			verdicts++
-			for _, b := range v.Blame {
-				f.Blame[party(b.Culprit)] += b.Ratio
-			}
 			for _, c := range v.Culprits {
-				if name := party(c); v.Level == "violated" && !slices.Contains(f.Culprits, name) {
-					f.Culprits = append(f.Culprits, name)
+				if name := party(c); !slices.Contains(culprits, name) {
+					culprits = append(culprits, name)
 				}
 			}
 		}
 	}
-	for who := range f.Blame {
-		f.Blame[who] /= verdicts
+	slices.Sort(culprits)
+	return culprits
+}
+
+var (
+	blameLine = regexp.MustCompile(`(?m)^qosagent_cpu_wait_blame_seconds_total\{(.*)\} (\S+)$`)
+	label     = regexp.MustCompile(`(\w+)="([^"]*)"`)
+)
+
+// blame reads the counters of the online service's wait by culprit.
+func (s *stage) blame(ctx context.Context) (map[string]float64, error) {
+	status, text, err := s.agent.Get(ctx, "/metrics")
+	if err != nil || status != http.StatusOK {
+		return nil, fmt.Errorf("metrics: status %d (%v)", status, err)
 	}
-	slices.Sort(f.Culprits)
-	return f
+	out := map[string]float64{}
+	for _, line := range blameLine.FindAllStringSubmatch(text, -1) {
+		labels := map[string]string{}
+		for _, l := range label.FindAllStringSubmatch(line[1], -1) {
+			labels[l[1]] = l[2]
+		}
+		if labels["victim_namespace"]+"/"+labels["victim_pod"] != webPod {
+			continue
+		}
+		seconds, err := strconv.ParseFloat(line[2], 64)
+		if err != nil {
+			return nil, fmt.Errorf("metrics: %w", err)
+		}
+		out[party(server.Party{Namespace: labels["culprit_namespace"], Name: labels["culprit_pod"]})] += seconds
+	}
+	return out, nil
 }
 
 func party(p server.Party) string {

@@ -35,7 +35,7 @@ type report struct {
 
 	Culprit        string             `json:"culprit"`         // as most windows named it
 	CulpritWindows int                `json:"culprit_windows"` // windows that named it
-	Blame          map[string]float64 `json:"blame"`           // share of the service's wait by who ran, median
+	Blame          map[string]float64 `json:"blame"`           // share of the service's wait by who ran meanwhile, over those windows
 	Reaction       reactionReport     `json:"reaction"`
 
 	SettingsHeld int      `json:"settings_held"` // files that read otherwise while the agent acted
@@ -99,6 +99,11 @@ func (r *report) judge() {
 	if r.Culprit != heavyPod || 2*r.CulpritWindows <= r.Windows {
 		r.fail("the culprit is %s; the agent named %q in %d of %d windows", heavyPod, r.Culprit, r.CulpritWindows, r.Windows)
 	}
+	for who, share := range r.Blame {
+		if strings.Contains(who, "/") && who != heavyPod && share >= r.Blame[heavyPod] {
+			r.fail("%s ran during %.0f %% of the service's wait, the culprit %s during %.0f %%", who, 100*share, heavyPod, 100*r.Blame[heavyPod])
+		}
+	}
 	for _, k := range []situation{alone, without} {
 		for _, m := range r.windows[k] {
 			for _, line := range m.Changed {
@@ -116,22 +121,22 @@ func (r *report) judge() {
 
 func (r *report) nameCulprit() {
 	named := map[string]int{}
-	blame := map[string][]float64{}
+	r.Blame = map[string]float64{}
+	total := 0.0
 	for _, m := range r.windows[without] {
 		named[strings.Join(m.Culprits, " + ")]++
-		for who, share := range m.Blame {
-			blame[who] = append(blame[who], share)
+		for who, seconds := range m.Blame {
+			r.Blame[who] += seconds
+			total += seconds
 		}
+	}
+	for who := range r.Blame {
+		r.Blame[who] /= max(total, 1e-9)
 	}
 	for _, who := range slices.Sorted(maps.Keys(named)) {
 		if who != "" && named[who] > r.CulpritWindows {
 			r.Culprit, r.CulpritWindows = who, named[who]
 		}
-	}
-	r.Blame = map[string]float64{}
-	for who, shares := range blame {
-		// A window in which nobody of this name ran counts as none.
-		r.Blame[who] = load.Median(append(shares, make([]float64, len(r.windows[without])-len(shares))...))
 	}
 }
 
@@ -167,7 +172,7 @@ func (r *report) print(w io.Writer) {
 		}
 		fmt.Fprintf(w, "%-26s %9s %9s %9s   %-34s %s\n", situation(k), us(f.P50), us(f.P99), us(f.P999), bar(f.P99), offline)
 	}
-	fmt.Fprintf(w, "\nwho ran while %s waited (as the agent saw it, only watching):\n", webPod)
+	fmt.Fprintf(w, "\nwho ran while %s waited for a CPU (as the agent saw it, only watching):\n", webPod)
 	who := slices.SortedFunc(maps.Keys(r.Blame), func(a, b string) int {
 		if r.Blame[a] != r.Blame[b] {
 			return int(math.Copysign(1, r.Blame[b]-r.Blame[a]))
