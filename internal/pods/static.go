@@ -121,7 +121,7 @@ type StaticOptions struct {
 
 // Static is the source of pods that a file names, for machines without Kubernetes: plain systemd slices, demos, tests.
 //
-// It looks at the file and at the groups five times a second. That takes one system call for each, and in contrast to inotify it
+// It looks at the file and at the groups every 400 ms. That takes one system call for each, and in contrast to inotify it
 // works the same for files that are edited, renamed over, swapped by a ConfigMap's ..data or on a network, and for groups whose
 // parents come and go.
 type Static struct {
@@ -149,7 +149,7 @@ func NewStatic(o StaticOptions) (*Static, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	s := &Static{opts: o, every: 200 * time.Millisecond}
+	s := &Static{opts: o, every: 400 * time.Millisecond}
 	s.pods.Store(&[]signal.Pod{})
 	s.status.Since = o.Now()
 	s.load()
@@ -238,8 +238,8 @@ func (s *Static) stat() (stamp, error) {
 	return stamp{uint64(st.Dev), st.Ino, st.Size, st.Mtim, st.Ctim}, nil
 }
 
-// publish makes the list of the pods whose groups exist, and reports whether the list or the status is new. It is called five
-// times a second and mostly finds everything as it was, so it looks at the groups before it makes a list.
+// publish makes the list of the pods whose groups exist, and reports whether the list or the status is new. It is called
+// all the time and mostly finds everything as it was, so it looks at the groups before it makes a list.
 func (s *Static) publish() (news bool) {
 	changed := len(s.groups) != len(s.file) || !s.listed
 	missing := 0
