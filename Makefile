@@ -4,7 +4,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 GOFLAGS_BUILD = -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-unit test-kernel test-vm deps generate lint bench-load bench-bpf clean
+.PHONY: help build demo test test-unit test-kernel test-vm deps generate lint bench-load bench-bpf bench-cost bench-reaction clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,12 @@ bench-load: ## what the load generator itself adds to latency
 
 bench-bpf: ## cost of the BPF programs per event (root)
 	go run ./bench/bpfcost
+
+bench-cost: ## CPU time and memory of the daemon beside 10 and 150 containers (root, 3 minutes)
+	go run ./bench/agent cost
+
+bench-reaction: ## from the start of a burst, and from the kernel's event, to the agent's write (root, 3 minutes)
+	go run ./bench/agent reaction
 
 clean: ## remove what was built
 	rm -rf bin demo/out
