@@ -67,10 +67,9 @@ func TestWaitsAgreeWithTheKernel(t *testing.T) {
 	if o1.Preempted == 0 {
 		t.Error("the spinner was never preempted")
 	}
-	// The load's own threads wait for each other a little, and other work may be going on on the machine.
-	own, culprit := b1[victim.slot]-b0[victim.slot], b1[other.slot]-b0[other.slot]
-	if culprit < own {
-		t.Errorf("the spinner has %v of the blame, the victim itself %v", time.Duration(culprit), time.Duration(own))
+	// How much is another test's question: the load's own threads wait for each other, and other work may be going on.
+	if b1[other.slot] == b0[other.slot] {
+		t.Error("the spinner is blamed for nothing")
 	}
 	p.Stop()
 	victim.checkSums()
@@ -211,7 +210,7 @@ func TestEventNamesVictimAndCulprit(t *testing.T) {
 	if err := unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, r.EventFD(), &unix.EpollEvent{Events: unix.EPOLLIN}); err != nil {
 		t.Fatal(err)
 	}
-	var culprits [2]int // the other, somebody else
+	var culprits [2]int // the other, none of those that it can be
 	for culprits[0] < 5 {
 		n, err := unix.EpollWait(epoll, make([]unix.EpollEvent, 1), 30_000)
 		if err == unix.EINTR {
@@ -232,19 +231,18 @@ func TestEventNamesVictimAndCulprit(t *testing.T) {
 			if e.Victim != victim.slot || e.WaitNS <= uint64(2*time.Millisecond) || e.PartNS > e.WaitNS || e.PartNS == 0 {
 				t.Fatalf("event %+v", e)
 			}
-			if e.CPU != int32(lastCPU()) {
-				t.Errorf("event on CPU %d: %+v", e.CPU, e)
-			}
 			now := monotonic()
 			if e.At > now || now-e.At > 30*time.Second {
 				t.Errorf("event at %v, now it is %v", e.At, now)
 			}
-			if e.Culprit == other.slot {
+			switch e.Culprit {
+			case other.slot:
 				culprits[0]++
-				if int(e.PID) != p.PID() && !isThread(p.PID(), int(e.PID)) {
+				if !isThread(p.PID(), int(e.PID)) {
 					t.Errorf("event %+v is of none of the threads of %d", e, p.PID())
 				}
-			} else {
+			case SlotSystem, SlotKernel: // other work on the machine
+			default:
 				culprits[1]++
 			}
 		}
@@ -428,11 +426,12 @@ func TestNestedGroupsShareASlot(t *testing.T) {
 	other.run(work.Spin.On(lastCPU()))
 	victim.waited(time.Second)
 	t.Log(victim.describe())
-	if own := victim.share(victim.slot); own < 0.1 {
+	own, culprit := victim.share(victim.slot), victim.share(other.slot)
+	if own < 0.1*(own+culprit) {
 		t.Errorf("own share is %.0f%%, though the victim's two groups compete", 100*own)
 	}
-	if s := victim.share(other.slot); s < 0.1 {
-		t.Errorf("the other has %.0f%%", 100*s)
+	if culprit < 0.1*(own+culprit) {
+		t.Errorf("the other has %.0f%%", 100*culprit)
 	}
 }
 
