@@ -7,10 +7,14 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // queueLen is enough for a burst of decisions on a big node; a record is a few hundred bytes.
 const queueLen = 1024
+
+// closeTimeout bounds the wait of Close for a log that nobody reads.
+const closeTimeout = time.Second
 
 // Handler is a slog.Handler in front of another one.
 type Handler struct {
@@ -21,8 +25,9 @@ type Handler struct {
 type queue struct {
 	records chan record
 	dropped atomic.Uint64
-	closed  sync.Once
-	done    chan struct{}
+	closing sync.Once
+	closed  chan struct{} // by Close: no record comes any more that would have to be written
+	done    chan struct{} // by the writer, when it has ended
 }
 
 type record struct {
@@ -32,17 +37,33 @@ type record struct {
 
 // New starts the goroutine that writes to next. Close ends it.
 func New(next slog.Handler) *Handler {
-	q := &queue{records: make(chan record, queueLen), done: make(chan struct{})}
+	q := &queue{records: make(chan record, queueLen), closed: make(chan struct{}), done: make(chan struct{})}
 	go q.write()
 	return &Handler{next: next, q: q}
 }
 
 func (q *queue) write() {
 	defer close(q.done)
-	for r := range q.records {
-		// There is nobody left to tell that the log cannot be written.
-		_ = r.to.Handle(context.Background(), r.Record)
+	for {
+		select {
+		case r := <-q.records:
+			r.handle()
+		case <-q.closed:
+			for {
+				select {
+				case r := <-q.records:
+					r.handle()
+				default:
+					return
+				}
+			}
+		}
 	}
+}
+
+func (r *record) handle() {
+	// There is nobody left to tell that the log cannot be written.
+	_ = r.to.Handle(context.Background(), r.Record)
 }
 
 // Enabled asks the handler behind.
@@ -71,8 +92,11 @@ func (h *Handler) WithGroup(name string) slog.Handler {
 // Dropped counts the records that found the queue full.
 func (h *Handler) Dropped() uint64 { return h.q.dropped.Load() }
 
-// Close writes what is queued. Nothing may be logged afterwards.
+// Close writes what is queued, or gives up after a second if it cannot be written. What is logged afterwards is lost.
 func (h *Handler) Close() {
-	h.q.closed.Do(func() { close(h.q.records) })
-	<-h.q.done
+	h.q.closing.Do(func() { close(h.q.closed) })
+	select {
+	case <-h.q.done:
+	case <-time.After(closeTimeout):
+	}
 }

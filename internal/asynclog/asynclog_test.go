@@ -45,3 +45,14 @@ func TestFullQueueDropsInsteadOfBlocking(t *testing.T) {
 	close(s.release)
 	h.Close()
 }
+
+func TestCloseGivesUpOnALogThatNobodyReads(t *testing.T) {
+	s := stuck{slog.NewTextHandler(new(bytes.Buffer), nil), make(chan struct{})}
+	h := New(s)
+	log := slog.New(h)
+	log.Info("stuck")
+	h.Close()
+	log.Info("late") // as a request that outlives the server may; it must not panic
+	close(s.release)
+	h.Close()
+}

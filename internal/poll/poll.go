@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -15,6 +16,7 @@ import (
 // Poller waits for its timer, its alarm, its wake-ups and one more descriptor. Wait belongs to one goroutine; Wake may be called from any.
 type Poller struct {
 	epoll, timer, alarm, wake int
+	closing                   sync.RWMutex // keeps Wake from a descriptor that has become somebody else's
 	extra                     int
 	alarmAt                   time.Duration // as set last; 0: off
 	events                    [4]unix.EpollEvent
@@ -119,14 +121,21 @@ func (p *Poller) drain(fd int) uint64 {
 
 var one = binary.NativeEndian.AppendUint64(nil, 1)
 
-// Wake makes Wait return soon. It never blocks.
+// Wake makes Wait return soon. It never blocks, and does nothing after Close.
 func (p *Poller) Wake() {
+	p.closing.RLock()
+	defer p.closing.RUnlock()
+	if p.wake < 0 {
+		return
+	}
 	// EAGAIN means that the counter is full: then the poller is about to wake anyway.
 	_, _ = unix.Write(p.wake, one)
 }
 
 // Close frees the descriptors. The extra one is the caller's.
 func (p *Poller) Close() error {
+	p.closing.Lock()
+	defer p.closing.Unlock()
 	var errs []error
 	for _, fd := range []*int{&p.epoll, &p.timer, &p.alarm, &p.wake} {
 		if *fd >= 0 {

@@ -1,6 +1,7 @@
 package poll
 
 import (
+	"sync"
 	"testing"
 	"time"
 
@@ -87,4 +88,23 @@ func TestWaitDoesNotAllocate(t *testing.T) {
 	}); n != 0 {
 		t.Fatalf("%v allocations a round", n)
 	}
+}
+
+func TestWakeBesideClose(t *testing.T) {
+	p, err := New(time.Hour, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for range 1000 {
+				p.Wake()
+			}
+		})
+	}
+	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
+	wg.Wait()
 }
