@@ -164,7 +164,7 @@ func (c *reactionCmd) bursts(ctx context.Context, s *site, batch []string, burst
 	if err := sched.Realtime(); err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, sched.Ordinary(0)) }()
+	defer func() { err = errors.Join(err, sched.Ordinary(0, 0)) }()
 	rng := rand.New(rand.NewPCG(7, 7))
 	for _, group := range batch {
 		if err := each(burst, func(p *work.Process) error { return s.tree.Join(group, p.PID()) }); err != nil {

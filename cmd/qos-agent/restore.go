@@ -24,6 +24,7 @@ func (c restoreCmd) Run(e env) error {
 	}
 	list("restored", sum.Restored)
 	list("gone", sum.Gone)
+	list("left, because somebody else has changed it,", sum.Left)
 	list("failed", sum.Failed)
 	if sum.OtherBoot > 0 {
 		fmt.Fprintf(e.stdout, "dropped %d knobs from before the machine was started anew\n", sum.OtherBoot)

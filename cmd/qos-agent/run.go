@@ -7,8 +7,10 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/signal"
 	"runtime"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/qos-agent/qos-agent/internal/actuate"
@@ -63,6 +65,8 @@ func (c *runCmd) Validate() error {
 
 // Run builds the parts in the order in which they can fail without having touched anything, and runs them.
 func (c *runCmd) Run(e env) (err error) {
+	// A reader of the log that goes away must not take the daemon with it, which would leave its knobs behind.
+	signal.Ignore(syscall.SIGPIPE)
 	handler := asynclog.New(c.handler(e))
 	defer handler.Close()
 	log := slog.New(handler)
@@ -111,7 +115,7 @@ func (c *runCmd) serve(ctx context.Context, p parts) (err error) {
 	if os.Getenv("GOMAXPROCS") == "" {
 		runtime.GOMAXPROCS(4)
 	}
-	if err := sched.NiceProcess(ownNice); err != nil {
+	if err := sched.NiceProcess(sched.OwnNice); err != nil {
 		log.Debug("nice value stays", "error", err)
 	}
 
@@ -164,9 +168,6 @@ func (c *runCmd) serve(ctx context.Context, p parts) (err error) {
 		"cgroups", p.hierarchy.Mode(), "interval", c.Interval, "pods", c.Pods)
 	return runBoth(ctx, loop.Run, func(ctx context.Context) error { return web.Serve(ctx, p.listener) })
 }
-
-// ownNice counts where the agent shares a cpu group with others, as under systemd's root slice; in a pod it has its group for itself.
-const ownNice = -10
 
 // runBoth runs loop and server; when one ends, so does the other. The loop ends last, since it has to put things back.
 func runBoth(ctx context.Context, loop, web func(context.Context) error) error {

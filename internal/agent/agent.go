@@ -64,8 +64,9 @@ type Agent struct {
 	// Mailboxes: written by other goroutines, emptied by the loop after a Wake.
 	podsChanged atomic.Bool
 	policyMail  atomic.Pointer[policyMail]
-	questions   chan question
+	questions   chan func(*loop) // each runs on the loop's thread between two steps, and must be short
 	stop        atomic.Bool
+	ended       chan struct{} // closed when the loop has returned: nobody answers any more
 
 	// health is what the loop last said of itself; see Health.
 	health atomic.Pointer[server.Health]
@@ -79,14 +80,10 @@ type policyMail struct {
 	at     time.Time
 }
 
-// question is something that only the loop can answer. It runs on the loop's thread and must be short.
-type question struct {
-	ask  func(*loop)
-	done chan struct{}
-}
-
-// maxQuestions is how many readers may wait for the loop at once.
+// maxQuestions is how many readers may wait for the loop at once, and how many it answers between two looks at what else is due.
 const maxQuestions = 16
+
+var errEnded = errors.New("the agent is stopping")
 
 // New makes an agent. Run starts it.
 func New(o Options) (*Agent, error) {
@@ -98,9 +95,9 @@ func New(o Options) (*Agent, error) {
 	if err != nil {
 		return nil, fmt.Errorf("loop: %w", err)
 	}
-	a := &Agent{o: o, started: o.Clock.Wall(), poller: p, questions: make(chan question, maxQuestions)}
+	a := &Agent{o: o, started: o.Clock.Wall(), poller: p, questions: make(chan func(*loop), maxQuestions), ended: make(chan struct{})}
 	a.ticked.Store(int64(o.Clock.Now()))
-	a.health.Store(&server.Health{})
+	a.health.Store(&server.Health{Conditions: []server.Condition{{Name: "start", Required: true, Detail: "the loop has not begun yet"}}})
 	return a, nil
 }
 
@@ -131,6 +128,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		loopErr <- newLoop(a).run()
 	}()
 	err := <-loopErr
+	close(a.ended)
 	cancel()
 	wg.Wait()
 	return errors.Join(err, sourceErr, a.poller.Close())
@@ -146,21 +144,42 @@ func (a *Agent) onPolicy(p *policy.Compiled, err error) {
 	a.poller.Wake()
 }
 
-// ask lets the loop run fn between two steps, and waits until it has.
-func (a *Agent) ask(ctx context.Context, fn func(*loop)) error {
-	q := question{ask: fn, done: make(chan struct{})}
+// ask lets the loop run fn between two steps, and waits for the answer.
+func ask[T any](ctx context.Context, a *Agent, fn func(*loop) *T) (*T, error) {
+	answer := make(chan *T, 1) // the loop does not wait for a reader who has left
 	select {
-	case a.questions <- q:
+	case a.questions <- func(l *loop) { answer <- fn(l) }:
 	case <-ctx.Done():
-		return ctx.Err()
+		return nil, ctx.Err()
+	case <-a.ended:
+		return nil, errEnded
 	}
 	a.poller.Wake()
 	select {
-	case <-q.done:
-		return nil
+	case v := <-answer:
+		return v, nil
 	case <-ctx.Done():
-		return ctx.Err()
+		return nil, ctx.Err()
+	case <-a.ended:
+		return nil, errEnded
 	}
+}
+
+// freshFor is how old an answer may be. Building one for a large node takes milliseconds, and a reader who asks without a pause
+// must not use up the budget of the loop's thread.
+const freshFor = 50 * time.Millisecond
+
+// kept is the last answer to a question.
+type kept[T any] struct {
+	value *T
+	at    time.Duration
+}
+
+func (k *kept[T]) get(now time.Duration, build func() *T) *T {
+	if k.value == nil || now-k.at >= freshFor {
+		k.value, k.at = build(), now
+	}
+	return k.value
 }
 
 // Health never waits for the loop.

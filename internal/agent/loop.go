@@ -3,7 +3,11 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"os"
+	ossignal "os/signal"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/qos-agent/qos-agent/internal/actuate"
 	"github.com/qos-agent/qos-agent/internal/control"
@@ -27,6 +31,10 @@ const (
 // roundsEvery is the time between two looks at held knobs for changes by others, and at what /readyz says.
 const roundsEvery = time.Second
 
+// adoptFor is how long what a killed agent held stays while nobody tells which pods there are. A pod that was frozen must not stay
+// so for as long as the container runtime is dead.
+const adoptFor = time.Minute
+
 // maxEventsAStep bounds the work of a step when the kernel reports faster than the loop decides.
 const maxEventsAStep = 64
 
@@ -43,10 +51,15 @@ type loop struct {
 	snapshot *signal.Snapshot // of the last tick
 	event    ebpf.Event       // reused
 	rounds   time.Duration
-	waiting  bool // nothing may be written before the pods have been listed once
+	began    time.Duration
+	listed   bool // the collector has had a list of pods
+	acting   bool // plans are carried out: the last tick has shown the pods, or it has been waited for them for too long
 
 	connected   bool // to the pod source, when it last called
 	disconnects uint64
+
+	lastState   kept[server.State]
+	lastMetrics kept[server.Metrics]
 
 	windows windows
 	notes   notes
@@ -66,16 +79,16 @@ type policyState struct {
 
 func newLoop(a *Agent) *loop {
 	l := &loop{
-		Agent:   a,
-		decide:  decide.New(),
-		waiting: true,
+		Agent:  a,
+		decide: decide.New(),
+		began:  a.o.Clock.Now(),
 		guard: sched.Guard{
 			Budget: budget, Period: budgetPeriod, Penalty: budgetPenalty,
 			Promote: sched.Realtime,
-			Demote:  func() error { return sched.Ordinary(0) },
 			CPU:     sched.ThreadCPU,
 		},
 	}
+	l.connected = a.o.Source.Status().Connected
 	l.adopt(a.o.Policy, a.o.Clock.Wall())
 	return l
 }
@@ -102,12 +115,20 @@ func (l *loop) run() error {
 		if ready.Woken {
 			l.onMail()
 		}
+		if err := l.guard.Check(l.o.Clock.Now()); err != nil {
+			l.o.Log.Warn("scheduling class of the loop", "class", l.guard.Class(), "reason", err)
+		}
 	}
 	return l.restore()
 }
 
 // takeCPU puts the thread into the real-time class if that is wanted and allowed.
 func (l *loop) takeCPU() {
+	tid := unix.Gettid()
+	l.guard.Demote = func() error { return sched.Ordinary(tid, sched.OwnNice) }
+	xcpu := make(chan os.Signal, 1)
+	ossignal.Notify(xcpu, unix.SIGXCPU)
+	go l.interrupt(xcpu)
 	if !l.o.Realtime {
 		l.rtError = errors.New("turned off by --no-realtime")
 		l.guard.Promote = func() error { return l.rtError }
@@ -118,25 +139,59 @@ func (l *loop) takeCPU() {
 	}
 }
 
+// interrupt takes the thread out of the real-time class in the middle of what it does, when the kernel says that it has run for too
+// long without a pause. Without that, the kernel would soon kill the agent.
+func (l *loop) interrupt(xcpu chan os.Signal) {
+	defer ossignal.Stop(xcpu)
+	for {
+		select {
+		case <-l.ended:
+			return
+		case <-xcpu:
+			if err := l.guard.Interrupt(); err != nil {
+				l.o.Log.Error("the loop has run for too long without a pause and cannot leave the real-time class", "error", err)
+				continue
+			}
+			l.o.Log.Warn("the loop has run for too long without a pause and is an ordinary thread for a while")
+		}
+	}
+}
+
 // onTick takes the regular step.
 func (l *loop) onTick(due uint64) {
 	start := l.o.Clock.Now()
 	l.o.Instruments.Ticks.Add(1)
 	l.o.Instruments.Overruns.Add(due - 1)
-	if err := l.guard.Check(start); err != nil {
-		l.o.Log.Warn("scheduling class of the loop", "class", l.guard.Class(), "reason", err)
-	}
 	l.snapshot = l.o.Collector.Tick()
+	l.mayAct(start)
 	l.step(l.snapshot)
 	l.windows.add(l.snapshot)
 	if start-l.rounds >= roundsEvery {
 		l.rounds = start
 		l.record(l.o.Executor.Audit())
 		l.report()
+		l.lastState, l.lastMetrics = kept[server.State]{}, kept[server.Metrics]{}
 	}
 	end := l.o.Clock.Now()
 	l.ticked.Store(int64(end))
 	l.o.Instruments.Tick.Observe(end - start)
+}
+
+// mayAct decides at a tick whether plans are carried out. What a killed agent held stays until a tick shows what it was held for;
+// a step for an event must not come before that, because its plan is about the pods of the tick before.
+func (l *loop) mayAct(now time.Duration) {
+	switch {
+	case l.acting:
+	case l.listed:
+		l.acting = true
+	case now-l.began >= adoptFor:
+		l.acting = true
+		if n := l.o.Executor.Adopted(); n > 0 {
+			text := fmt.Sprintf("nobody has told for %v which pods there are: what a killed agent held is put back", adoptFor)
+			l.diary(server.Note{Kind: "pods", Message: text})
+			l.o.Log.Warn(text, "knobs", n, "error", l.o.Source.Status().Error)
+		}
+	}
 }
 
 // onEvents takes a step for the long waits that the kernel has reported.
@@ -172,14 +227,15 @@ func (l *loop) onEvents() {
 // step decides and acts, and reports whether something was written.
 func (l *loop) step(s *signal.Snapshot) (wrote bool) {
 	if l.policy.compiled == nil {
+		l.setEventBound(0)
 		return l.record(l.o.Executor.Apply(nil, actuate.Policy{}))
 	}
 	d := l.decide.Step(s, l.policy.compiled)
 	if s.Trigger == signal.Tick {
 		l.last = d
+		l.setEventBound(d.Spec.Objectives.CPUWaitEvent.D()) // a window of the policy may have opened or closed
 	}
-	// What a killed agent held stays until the first list of pods says what it was held for.
-	if !l.waiting {
+	if l.acting {
 		wrote = l.record(l.o.Executor.Apply(d.Plan, actuate.Policy{Edits: d.Spec.Safety.ExternalEdits}))
 	}
 	for i := range d.Notes {
@@ -191,6 +247,13 @@ func (l *loop) step(s *signal.Snapshot) (wrote bool) {
 	return wrote
 }
 
+// setEventBound sets the wait that is worth an event; 0: none is.
+func (l *loop) setEventBound(d time.Duration) {
+	if l.o.Tracer != nil {
+		l.o.Tracer.SetEventBound(d)
+	}
+}
+
 // onMail takes what other goroutines have left.
 func (l *loop) onMail() {
 	if m := l.policyMail.Swap(nil); m != nil {
@@ -200,11 +263,10 @@ func (l *loop) onMail() {
 		l.onPodsChanged()
 	}
 	l.report()
-	for {
+	for range maxQuestions {
 		select {
-		case q := <-l.questions:
-			q.ask(l)
-			close(q.done)
+		case answer := <-l.questions:
+			answer(l)
 		default:
 			return
 		}
@@ -230,6 +292,7 @@ func (l *loop) onPolicyMail(m *policyMail) {
 		}
 		p.compiled = nil
 		l.last = decide.Decision{}
+		l.setPods() // there are no victims any more
 		l.o.Log.Error("no policy: everything is put back and nothing is judged", "error", m.err)
 	default:
 		p.failures++
@@ -247,9 +310,6 @@ func (l *loop) adopt(c *policy.Compiled, at time.Time) {
 	p := &l.policy
 	p.compiled, p.loaded, p.reloadAt, p.reloadOK, p.errors = c, at, at, true, nil
 	p.reloads++
-	if l.o.Tracer != nil {
-		l.o.Tracer.SetEventBound(c.At(at).Objectives.CPUWaitEvent.D())
-	}
 	l.setPods()
 }
 
@@ -266,10 +326,10 @@ func (l *loop) onPodsChanged() {
 
 // setPods tells the collector which pods there are, and which of them are online and to be watched as victims.
 func (l *loop) setPods() {
-	if l.waiting && l.o.Source.Status().LastSuccess.IsZero() {
+	if !l.listed && l.o.Source.Status().LastSuccess.IsZero() {
 		return
 	}
-	l.waiting = false
+	l.listed = true
 	l.o.Collector.SetPods(l.o.Source.Pods(), l.online)
 }
 
@@ -281,8 +341,11 @@ func (l *loop) online(p *signal.Pod) bool {
 	return class == policy.Online
 }
 
-// restore puts everything back.
+// restore puts everything back. That may take long and nobody waits for it: not in the real-time class.
 func (l *loop) restore() error {
+	if err := l.guard.Leave(); err != nil {
+		l.o.Log.Warn("scheduling class of the loop", "class", l.guard.Class(), "reason", err)
+	}
 	outcomes := l.o.Executor.RestoreAll()
 	l.record(outcomes)
 	var errs []error

@@ -13,8 +13,8 @@ import (
 )
 
 // Metrics copies out what /metrics shows. It is part of server.Provider.
-func (a *Agent) Metrics(ctx context.Context) (m *server.Metrics, err error) {
-	return m, a.ask(ctx, func(l *loop) { m = l.metrics() })
+func (a *Agent) Metrics(ctx context.Context) (*server.Metrics, error) {
+	return ask(ctx, a, func(l *loop) *server.Metrics { return l.lastMetrics.get(l.o.Clock.Now(), l.metrics) })
 }
 
 // metrics is built on the loop's thread, between two steps: about 2 µs a container, most of it the histograms.

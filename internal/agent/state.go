@@ -11,14 +11,15 @@ import (
 	"github.com/qos-agent/qos-agent/internal/capability"
 	"github.com/qos-agent/qos-agent/internal/judge"
 	"github.com/qos-agent/qos-agent/internal/policy"
+	"github.com/qos-agent/qos-agent/internal/sched"
 	"github.com/qos-agent/qos-agent/internal/server"
 	"github.com/qos-agent/qos-agent/internal/signal"
 	"github.com/qos-agent/qos-agent/pkg/ebpf"
 )
 
 // State copies out what the loop knows. It is part of server.Provider.
-func (a *Agent) State(ctx context.Context) (s *server.State, err error) {
-	return s, a.ask(ctx, func(l *loop) { s = l.state() })
+func (a *Agent) State(ctx context.Context) (*server.State, error) {
+	return ask(ctx, a, func(l *loop) *server.State { return l.lastState.get(l.o.Clock.Now(), l.state) })
 }
 
 // state is built on the loop's thread, between two steps: about 2 µs a container.
@@ -277,7 +278,7 @@ func (l *loop) report() {
 		add("policy", true, true, p.compiled.Name()+" "+p.compiled.ID())
 	}
 	switch {
-	case l.waiting:
+	case !l.listed:
 		add("pods", false, true, "never listed: "+source.Error)
 	case !source.Connected:
 		add("pods", false, false, "going on with those that are known: "+source.Error)
@@ -286,8 +287,19 @@ func (l *loop) report() {
 	}
 	// The agent is of use without eBPF (it takes the posture), but not for its main job.
 	add("ebpf", l.o.Tracer != nil, false, l.capability(capability.RunQueue))
-	add("realtime", l.rtError == nil, false, fmt.Sprintf("the loop's thread is %s", l.guard.Class()))
+	add("realtime", l.guard.Class() == sched.ClassRealtime, false, l.scheduling())
 	l.health.Store(&next)
+}
+
+func (l *loop) scheduling() string {
+	text := fmt.Sprintf("the loop's thread is %s", l.guard.Class())
+	switch {
+	case l.guard.Class() == sched.ClassDemoted:
+		text += fmt.Sprintf(" for %v: it has used more than its budget", budgetPenalty)
+	case l.rtError != nil:
+		text += ": " + l.rtError.Error()
+	}
+	return text
 }
 
 func (l *loop) capability(name string) string {

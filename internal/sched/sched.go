@@ -5,7 +5,8 @@
 // loop's one thread (not the whole process) runs as SCHED_RR at the lowest real-time priority. Three things keep that safe:
 //
 //   - Budget: the loop counts its own CPU time; over its budget the thread goes back to the ordinary class for a while.
-//   - RLIMIT_RTTIME: a thread that runs without ever blocking gets SIGXCPU from the kernel after 200 ms and is killed after 2 s.
+//   - RLIMIT_RTTIME: when a thread runs without ever blocking, the process gets SIGXCPU from the kernel after 200 ms, on which
+//     Guard.Interrupt takes the thread out of the class, and is killed after 2 s if that has not happened.
 //   - The kernel's own throttle (sched_rt_runtime_us, 95 %) is left alone.
 //
 // SCHED_RESET_ON_FORK keeps threads and children from inheriting the policy.
@@ -16,6 +17,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -50,19 +52,23 @@ func Realtime() error {
 	return nil
 }
 
-// Ordinary puts the calling thread back to SCHED_OTHER with the given nice value.
-func Ordinary(nice int) error {
+// Ordinary puts a thread (0: the calling one) back to SCHED_OTHER with the given nice value.
+func Ordinary(tid, nice int) error {
 	attr := unix.SchedAttr{
 		Size:   unix.SizeofSchedAttr,
 		Policy: unix.SCHED_NORMAL,
 		Flags:  unix.SCHED_FLAG_RESET_ON_FORK, // taking the flag away again would need CAP_SYS_NICE
 		Nice:   int32(nice),
 	}
-	if err := unix.SchedSetAttr(0, &attr, 0); err != nil {
+	if err := unix.SchedSetAttr(tid, &attr, 0); err != nil {
 		return fmt.Errorf("SCHED_OTHER: %w", err)
 	}
 	return nil
 }
+
+// OwnNice is the agent's nice value. It counts where the agent shares a cpu group with others, as under systemd's root slice; in a
+// pod it has its group for itself.
+const OwnNice = -10
 
 // NiceProcess sets the nice value of all threads of this process; threads that they start inherit it. It counts against
 // others only where the process shares a cpu group with them, as on a machine without Kubernetes.
@@ -99,15 +105,18 @@ const (
 	ClassDemoted  Class = "demoted"  // SCHED_OTHER for a while: the budget was used up
 )
 
-// Guard keeps a real-time thread inside its budget. It belongs to that thread; the functions it calls are fields so that tests
-// need no privilege.
+// Guard keeps a real-time thread inside its budget. It belongs to that thread, but for Interrupt; the functions it calls are
+// fields so that tests need no privilege.
 type Guard struct {
 	Budget  float64       // share of one CPU that the thread may use over Period, 0 to 1
 	Period  time.Duration // over which the budget is counted
 	Penalty time.Duration // spent in the ordinary class after an overrun
 
-	Promote, Demote func() error
-	CPU             func() time.Duration
+	Promote func() error         // of the thread that calls
+	Demote  func() error         // of the guard's thread, whichever calls
+	CPU     func() time.Duration // that the guard's thread has used
+
+	interrupted atomic.Bool
 
 	class     Class
 	since     time.Duration // start of the current period, or of the penalty
@@ -129,8 +138,31 @@ func (g *Guard) Start(now time.Duration) error {
 // Class is how the thread is scheduled now.
 func (g *Guard) Class() Class { return g.class }
 
-// Check is to be called every tick: it demotes a thread that is over its budget, and promotes it again after the penalty.
+// Interrupt demotes the thread while it runs, and may be called by others: it is the answer to SIGXCPU. What the thread does is
+// not disturbed. The penalty begins with the next Check.
+func (g *Guard) Interrupt() error {
+	err := g.Demote()
+	g.interrupted.Store(true)
+	return err
+}
+
+// Leave demotes the thread for good, before work that is long and in no hurry.
+func (g *Guard) Leave() error {
+	if g.class != ClassRealtime {
+		return nil
+	}
+	g.class = ClassOrdinary
+	return g.Demote()
+}
+
+// Check is to be called at every step: it demotes a thread that is over its budget, and promotes it again after the penalty.
+// It costs next to nothing when there is nothing to do.
 func (g *Guard) Check(now time.Duration) error {
+	if g.interrupted.Load() && g.interrupted.Swap(false) && g.class == ClassRealtime {
+		g.class, g.since = ClassDemoted, now
+		g.Demotions++
+		return g.Demote() // again: the thread may have been promoted meanwhile
+	}
 	switch g.class {
 	case ClassRealtime:
 		elapsed := now - g.since

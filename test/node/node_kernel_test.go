@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -471,6 +472,70 @@ func TestStartRefusals(t *testing.T) {
 	}
 	f.stop(running)
 	f.asBefore("after all refusals")
+}
+
+// TestObserveUndoesWhatAKilledAgentHeld starts in observe mode after an agent that acted was killed.
+func TestObserveUndoesWhatAKilledAgentHeld(t *testing.T) {
+	f := newFixture(t, "  mode: enforce\n")
+	d := f.start()
+	f.wait(d, "the posture", postureHeld)
+	d.Kill()
+	f.opts.Mode = "observe"
+	d = f.start()
+	f.wait(d, "everything to be let go", func(s *server.State) bool { return len(s.Knobs) == 0 })
+	f.asBefore("in observe mode after a kill")
+	f.stop(d)
+}
+
+// TestAdoptedKnobsWaitForPods starts beside a container runtime that is not there: nobody knows what the knobs of a killed agent were
+// held for, and so they stay, until the agent is stopped.
+func TestAdoptedKnobsWaitForPods(t *testing.T) {
+	f := newFixture(t, "  mode: enforce\n")
+	d := f.start()
+	f.wait(d, "the posture", postureHeld)
+	d.Kill()
+	o := f.opts
+	o.StaticPods, o.CRI = "", "unix://"+filepath.Join(t.TempDir(), "nobody.sock")
+	d, err := daemon.Start(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Kill()
+	s := f.wait(d, "some ticks", func(s *server.State) bool { return s.Loop.Ticks >= 5 })
+	if !postureHeld(s) || f.idle("batch") != "1" {
+		t.Errorf("the posture was given up before anybody said which pods there are: %+v", s.Knobs)
+	}
+	if status, body, err := d.Get(f.ctx, "/readyz"); err != nil || status == 200 || !strings.Contains(body, "nobody.sock") {
+		t.Errorf("readyz without pods: %d %v\n%s", status, err, body)
+	}
+	f.stop(d)
+	f.asBefore("after SIGTERM")
+}
+
+// TestSurvivesSignals sends what the kernel sends when the reader of the log is gone and when the loop has run for
+// too long: the daemon goes on, and undoes everything in the end.
+func TestSurvivesSignals(t *testing.T) {
+	f := newFixture(t, "  mode: enforce\n")
+	d := f.start()
+	f.wait(d, "the posture", postureHeld)
+	for _, sig := range []syscall.Signal{syscall.SIGPIPE, syscall.SIGXCPU} {
+		if err := syscall.Kill(d.PID(), sig); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := f.wait(d, "the loop to leave the real-time class", func(s *server.State) bool { return s.Agent.Scheduling.Class != "realtime" })
+	if !postureHeld(s) {
+		t.Error("the posture is gone")
+	}
+	if err := syscall.Kill(d.PID(), syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(f.ctx, patience)
+	defer cancel()
+	if code, err := d.Wait(ctx); err != nil || code != 0 {
+		t.Errorf("after SIGHUP: exit code %d, %v", code, err)
+	}
+	f.asBefore("after SIGHUP")
 }
 
 // TestChurn makes and removes 500 pods in ten generations, with what happens in between left to chance: groups vanish before the file
