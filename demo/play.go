@@ -67,7 +67,7 @@ func (s *stage) calibrate(ctx context.Context) (float64, error) {
 		if _, err := s.load.Collect(); err != nil {
 			return 0, err
 		}
-		if err := s.load.SetRate(1e6); err != nil {
+		if err := s.load.SetRate(2e4); err != nil {
 			return 0, err
 		}
 		if err := sleep(ctx, moment); err != nil {
@@ -88,7 +88,7 @@ func (s *stage) calibrate(ctx context.Context) (float64, error) {
 // chooseRate gives, and sets, the lowest of a few loads at which offline work of equal weight does plain harm. How busy a service
 // must be for that depends on the machine: below its fair share the scheduler itself protects it more or less.
 func (s *stage) chooseRate(ctx context.Context, capacity float64) (rate float64, err error) {
-	for _, share := range []float64{0.5, 0.6, 0.7} {
+	for _, share := range []float64{0.55, 0.6, 0.65} {
 		rate = math.Round(capacity*share/100) * 100
 		harm, err := s.harm(ctx, rate)
 		if err != nil {

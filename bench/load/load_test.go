@@ -178,6 +178,9 @@ func TestHTTPAnswer(t *testing.T) {
 		{head + "hello", len(head) + 5, true},
 		{"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", 0, false},
 		{"HTTP/1.1 200 OK\r\n\r\n", 0, false},
+		{"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", 47 + 13, true},
+		{"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n", 0, true},
+		{"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n", 0, false},
 		{"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", 0, false},
 		{"\r\n\r\n", 0, false},
 	} {

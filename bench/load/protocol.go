@@ -33,8 +33,9 @@ func newProtocol(o Options) (protocol, error) {
 
 type httpGet struct{ host, path string }
 
+// request accepts compressed answers, as every browser does: compressing is work that real services do.
 func (h httpGet) request() []byte {
-	return []byte("GET " + h.path + " HTTP/1.1\r\nHost: " + h.host + "\r\n\r\n")
+	return []byte("GET " + h.path + " HTTP/1.1\r\nHost: " + h.host + "\r\nAccept-Encoding: gzip\r\n\r\n")
 }
 
 func (h httpGet) answer(b []byte) (length, same int, err error) {
@@ -56,8 +57,36 @@ func (h httpGet) answer(b []byte) (length, same int, err error) {
 			}
 			return len(head) + 4 + n, len(lines[0]), nil
 		}
+		if bytes.EqualFold(name, []byte("Transfer-Encoding")) && bytes.EqualFold(bytes.TrimSpace(value), []byte("chunked")) {
+			n, err := chunked(b[len(head)+4:])
+			if n == 0 || err != nil {
+				return 0, 0, err
+			}
+			return len(head) + 4 + n, len(lines[0]), nil
+		}
 	}
-	return 0, 0, errors.New("answer has no Content-Length")
+	return 0, 0, errors.New("answer has neither Content-Length nor chunks")
+}
+
+// chunked gives the length of a chunked body without trailers; 0 asks for more.
+func chunked(b []byte) (length int, err error) {
+	for at := 0; ; {
+		line, _, ok := bytes.Cut(b[at:], []byte("\r\n"))
+		if !ok {
+			return 0, nil
+		}
+		n, err := strconv.ParseUint(string(line), 16, 31)
+		if err != nil {
+			return 0, fmt.Errorf("answer's chunk: %w", err)
+		}
+		at += len(line) + 2 + int(n) + 2
+		if at > len(b) {
+			return 0, nil
+		}
+		if n == 0 {
+			return at, nil
+		}
+	}
 }
 
 // learn asks once and gives the answer's length and constant beginning.
