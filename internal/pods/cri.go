@@ -276,8 +276,13 @@ func (l *criLoop) answer(list listing) {
 	l.list = list
 	l.follow()
 	problem, _ := l.watch.state()
-	news := l.setStatus(Status{Runtime: list.runtime, Connected: true, Unresolved: len(list.unplaced), Degraded: problem})
-	if l.refresh() || news {
+	st := Status{Runtime: list.runtime, Connected: true, LastSuccess: l.Status().LastSuccess, Unresolved: len(list.unplaced), Degraded: problem}
+	if !list.more { // half a list is no list: its reader might let go of what it does not find there
+		st.LastSuccess = l.opts.Now()
+	}
+	first := l.Status().LastSuccess.IsZero() != st.LastSuccess.IsZero()
+	news := l.refresh() // before the status, which says that there is a list
+	if l.setStatus(st) || news || first {
 		l.changed()
 	}
 	l.lookBy(now)
@@ -468,7 +473,7 @@ func (l *criLoop) failed(err error) {
 	}
 }
 
-// setStatus publishes a status, filling in its source and times.
+// setStatus publishes a status, filling in its source and since when it is so.
 func (c *CRI) setStatus(s Status) (news bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -477,11 +482,8 @@ func (c *CRI) setStatus(s Status) (news bool) {
 	if s.Connected != c.status.Connected {
 		s.Since = now
 	}
-	if s.Connected {
-		s.LastSuccess = now
-		if !c.status.Connected {
-			c.opts.Log.Info("container runtime answers", "endpoint", s.Source, "runtime", s.Runtime)
-		}
+	if s.Connected && !c.status.Connected {
+		c.opts.Log.Info("container runtime answers", "endpoint", s.Source, "runtime", s.Runtime)
 	}
 	news = !s.same(c.status)
 	c.status = s

@@ -310,6 +310,22 @@ func TestSlowRuntime(t *testing.T) {
 	n.until("one to be gone", func() bool { return len(n.containers()) == 39 })
 }
 
+// An agent that was killed holds knobs of pods that its successor must not take for gone.
+func TestHalfAListIsNotConfirmed(t *testing.T) {
+	tree, rt := cgrouptest.NewFake(t, cgroup.Unified), newFakeRuntime(t)
+	mkdirs(t, tree, "/kubepods/burstable")
+	before := &node{t: t, tree: tree, rt: rt}
+	for i := range 40 {
+		before.run(i + 1)
+	}
+	rt.change(func() { rt.delay = 30 * time.Millisecond })
+	n := startNode(t, tree, rt, func(c *CRI) { c.timing.budget = 100 * time.Millisecond })
+	n.until("a whole list", func() bool { return !n.Status().LastSuccess.IsZero() })
+	if got := len(n.containers()); got != 40 {
+		t.Errorf("a list of %d containers is confirmed, want 40", got)
+	}
+}
+
 // A runtime that hangs over one container tells of the others, and the tree knows where that one is.
 func TestStuckContainer(t *testing.T) {
 	n := newNode(t, func(c *CRI) { c.timing.status = 50 * time.Millisecond })

@@ -1,12 +1,14 @@
 package pods
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
 	"path"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -41,7 +43,7 @@ type listing struct {
 	sandboxes  map[string]sandbox // ready, or with a container that runs
 	containers map[string]placed
 	unplaced   map[string]string // running containers whose group is not known: ID to reason
-	more       bool              // there was no time to ask about all containers: list again soon
+	more       bool              // there was no time to ask about all that has not been asked about yet: list again soon
 	err        error             // the runtime cannot be asked; the rest is empty
 	took       time.Duration
 }
@@ -55,6 +57,7 @@ type lister struct {
 
 	client     *runtimeClient // nil: not connected
 	containers map[string]placed
+	unplaced   map[string]string
 	groups     map[string]string // by sandbox: the pod's group, "" if asked and not told
 }
 
@@ -110,16 +113,15 @@ func (l *lister) ask(ctx context.Context) (listing, error) {
 			list.sandboxes[s.Id] = sandbox{ID: s.Id, Meta: s.Metadata, Created: s.CreatedAt, Labels: s.Labels, Notes: s.Annotations}
 		}
 	}
-	deadline := time.Now().Add(l.timing.budget)
-	l.placeContainers(ctx, running.Containers, &list, deadline)
-	l.placeSandboxes(ctx, &list, deadline)
+	l.placeContainers(ctx, running.Containers, &list, time.Now().Add(l.timing.budget))
+	l.placeSandboxes(ctx, &list, time.Now().Add(l.timing.budget))
 	l.remember(list)
 	return list, nil
 }
 
 // remember keeps what is still of use.
 func (l *lister) remember(list listing) {
-	l.containers = maps.Clone(list.containers)
+	l.containers, l.unplaced = maps.Clone(list.containers), maps.Clone(list.unplaced)
 	groups := make(map[string]string, len(list.sandboxes))
 	for id := range list.sandboxes {
 		if g, ok := l.groups[id]; ok {
@@ -129,7 +131,8 @@ func (l *lister) remember(list listing) {
 	l.groups = groups
 }
 
-// placeContainers finds the groups of running containers. It asks about those that are new, several at a time until the deadline.
+// placeContainers finds the groups of running containers. It asks about those that are new, several at a time until the deadline,
+// and about those that it has asked about in vain last, so that they take no time from the others.
 func (l *lister) placeContainers(ctx context.Context, running []*runtimeapi.Container, list *listing, deadline time.Time) {
 	var fresh []*runtimeapi.Container
 	for _, c := range running {
@@ -139,16 +142,27 @@ func (l *lister) placeContainers(ctx context.Context, running []*runtimeapi.Cont
 			fresh = append(fresh, c)
 		}
 	}
+	inVain := func(c *runtimeapi.Container) bool { _, ok := l.unplaced[c.Id]; return ok }
+	slices.SortStableFunc(fresh, func(a, b *runtimeapi.Container) int {
+		return cmp.Compare(len(l.unplaced[a.Id]), len(l.unplaced[b.Id])) // the reason of those that it has not asked about is ""
+	})
 	var (
 		mu    sync.Mutex // guards list
 		wg    sync.WaitGroup
 		slots = make(chan struct{}, l.timing.parallel)
 		tree  = sync.OnceValue(l.scan)
 	)
-	for _, c := range fresh {
+	for i, c := range fresh {
 		slots <- struct{}{}
 		if time.Now().After(deadline) {
-			list.more = true
+			list.more = !inVain(c)
+			mu.Lock()
+			for _, c := range fresh[i:] {
+				if inVain(c) {
+					list.unplaced[c.Id] = l.unplaced[c.Id]
+				}
+			}
+			mu.Unlock()
 			break
 		}
 		wg.Go(func() {
