@@ -122,6 +122,9 @@ func (c *runCmd) serve(ctx context.Context, p parts) (err error) {
 	tracer, traceErr := ebpf.Load(ebpf.Options{RunStats: c.BPFStats})
 	if traceErr == nil {
 		defer func() { err = errors.Join(err, tracer.Close()) }()
+		if err := tracer.RunStatsErr(); err != nil {
+			log.Warn("the cost of the BPF programs is not shown", "error", err)
+		}
 	}
 	report := capability.Run(ctx, capability.Options{
 		CgroupRoot: c.CgroupRoot, CRIEndpoints: []string{c.endpoint()},

@@ -38,6 +38,8 @@ type Tracer struct {
 	links    []link.Link
 	runStats io.Closer
 
+	runStatsErr error
+
 	slots  int
 	shards int
 
@@ -198,7 +200,7 @@ func (t *Tracer) open(o Options, cpus int) error {
 	t.events.SetDeadline(time.Unix(0, 1)) // reads never block
 	if o.RunStats {
 		if t.runStats, err = ebpf.EnableStats(unix.BPF_STATS_RUN_TIME); err != nil {
-			return fmt.Errorf("turn BPF statistics on: %w", err)
+			t.runStats, t.runStatsErr = nil, fmt.Errorf("turn BPF statistics on: %w", err)
 		}
 	}
 
@@ -214,6 +216,10 @@ func (t *Tracer) open(o Options, cpus int) error {
 
 // programNames in the order in which they are attached and listed.
 var programNames = []string{runqueueProgQosSchedMigrate, runqueueProgQosSchedSwitch}
+
+// RunStatsErr is why run-time statistics were asked for and are not to be had: they take CAP_SYS_ADMIN, which nothing else here
+// does. Whatever else measures goes on without them.
+func (t *Tracer) RunStatsErr() error { return t.runStatsErr }
 
 // MaxSlots is the number of slots, pseudo slots included.
 func (t *Tracer) MaxSlots() int { return t.slots }
