@@ -39,6 +39,9 @@ func (p *prober) cri(ctx context.Context) (string, error) {
 func runtimeVersion(ctx context.Context, endpoint string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, criTimeout)
 	defer cancel()
+	if strings.HasPrefix(endpoint, "/") { // as package pods takes it too
+		endpoint = "unix://" + endpoint
+	}
 	if err := dial(ctx, endpoint); err != nil {
 		return "", err
 	}
