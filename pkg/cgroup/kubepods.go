@@ -137,8 +137,18 @@ func IsTier(group string) bool {
 	return false
 }
 
-// CheckWritable says why the files of group must not be written: its name leads elsewhere, or it is the root or one of the
-// kubelet's own groups, whose values the kubelet rewrites every minute and needs for itself.
+// IsSystem reports whether group is one of systemd's own, which hold init, every service and every login: whoever is held back there
+// takes the way to the machine with it. Single services below may be written.
+func IsSystem(group string) bool {
+	switch path.Clean("/" + group) {
+	case "/init.scope", "/system.slice", "/user.slice":
+		return true
+	}
+	return false
+}
+
+// CheckWritable says why the files of group must not be written: its name leads elsewhere, or it is the root, one of systemd's own,
+// or one of the kubelet's own groups, whose values the kubelet rewrites every minute and needs for itself.
 func CheckWritable(group string) error {
 	switch {
 	case !strings.HasPrefix(group, "/"):
@@ -147,6 +157,8 @@ func CheckWritable(group string) error {
 		return fmt.Errorf("group %q: the root group is never written", group)
 	case path.Clean(group) != group || strings.ContainsRune(group, 0):
 		return fmt.Errorf("group %q: must be a plain path without ., .. or empty parts", group)
+	case IsSystem(group):
+		return fmt.Errorf("group %q: holds the system's own processes and is never written", group)
 	case IsTier(group):
 		return fmt.Errorf("group %q: belongs to the kubelet and is never written", group)
 	}
