@@ -39,7 +39,7 @@ type Options struct {
 	Now func() time.Time
 	// BootID names this run of the machine; "" reads the kernel's.
 	BootID string
-	// AuditBatch is how many knobs one Audit looks at; 0 is 16.
+	// AuditBatch is how many knobs one Audit looks at, more if very many are held; 0 is 16.
 	AuditBatch int
 
 	crash func(point string) // tests kill the process here
@@ -105,7 +105,9 @@ type Executor struct {
 	version  uint64                // counts changes of Held
 	applied  bool                  // there was a plan
 	adopted  int                   // knobs taken over from a dead agent
-	lost     []knob.Outcome        // adopted knobs whose groups are gone
+	early    []knob.Outcome        // what became of adopted knobs before the first Apply: their groups are gone, or thawed
+	online   cpuset.Set            // in this round, where cpusets of cgroup v1 are concerned
+	own      []string              // the groups in which this process runs
 	other    int                   // knobs of another boot that were dropped
 	out      []knob.Outcome
 	buf      [4096]byte
@@ -125,6 +127,9 @@ type retry struct {
 	at   time.Time
 	wait time.Duration
 }
+
+// auditRounds is in how many Audits at most every held knob is looked at once, if AuditBatch is smaller than that takes.
+const auditRounds = 8
 
 const firstRetry, lastRetry = time.Second, time.Minute
 
@@ -178,6 +183,7 @@ func open(o Options, lock *os.File) (*Executor, error) {
 		}
 		e.boot = strings.TrimSpace(string(text))
 	}
+	e.own = ownGroups()
 	past, err := loadHistory(o.RunDir)
 	if err != nil {
 		return nil, err
@@ -187,6 +193,7 @@ func open(o Options, lock *os.File) (*Executor, error) {
 		e.closeKnobs()
 		return nil, fmt.Errorf("run dir %s: %w", o.RunDir, reason(err))
 	}
+	e.thawAdopted()
 	var st unix.Statfs_t
 	if unix.Statfs(o.RunDir, &st) == nil && st.Type != unix.TMPFS_MAGIC && st.Type != unix.RAMFS_MAGIC {
 		e.log.Info("run dir is not on a tmpfs: the first touch of a knob waits for the disk", "dir", o.RunDir)
@@ -206,20 +213,55 @@ func (e *Executor) adopt(past history) {
 		return
 	}
 	for _, t := range past.order {
+		if err := cgroup.CheckWritable(t.Cgroup); err != nil {
+			e.log.Warn("journal names a group that is never written; it stays as it is", "knob", t.Kind, "error", err)
+			continue
+		}
 		u, err := e.revive(t, past.held[t])
 		if err != nil {
 			if !cgroup.Gone(err) {
 				e.log.Warn("journalled knob cannot be opened; it stays as it is", "group", t.Cgroup, "knob", t.Kind, "error", err)
 			}
-			e.lost = append(e.lost, knob.Outcome{Want: want(t, past.held[t]), Old: past.held[t].Now, Result: knob.Gone})
+			e.early = append(e.early, knob.Outcome{Want: want(t, past.held[t]), Old: past.held[t].Now, Result: knob.Gone})
 			continue
 		}
 		e.add(u)
 		e.touch(t)
 	}
-	if e.adopted = len(e.order); e.adopted > 0 || len(e.lost) > 0 {
-		e.log.Info("took over the knobs of an agent that did not leave in order", "knobs", e.adopted, "gone", len(e.lost))
+	if e.adopted = len(e.order); e.adopted > 0 || len(e.early) > 0 {
+		e.log.Info("took over the knobs of an agent that did not leave in order", "knobs", e.adopted, "gone", len(e.early))
 	}
+}
+
+// thawAdopted lets go of what a dead agent has left frozen. All else that is taken over waits for the first plan, which needs a list
+// of pods and thus a container runtime that answers; a freeze is meant for moments.
+func (e *Executor) thawAdopted() {
+	rest := e.dirty
+	e.dirty = make(map[knob.Target]bool)
+	for t := range rest {
+		if t.Kind == knob.Freeze {
+			e.touch(t)
+			delete(rest, t)
+		}
+	}
+	e.settle()
+	e.early = append(e.early, e.out...)
+	e.dirty = rest
+}
+
+// ownGroups lists the groups in which this process runs, one or more, as far as its view of the tree tells.
+func ownGroups() []string {
+	text, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return nil
+	}
+	var groups []string
+	for line := range strings.Lines(string(text)) { // 5:cpu,cpuacct:/path
+		if f := strings.SplitN(strings.TrimSpace(line), ":", 3); len(f) == 3 && !slices.Contains(groups, f[2]) {
+			groups = append(groups, f[2])
+		}
+	}
+	return groups
 }
 
 // Adopted is how many knobs were taken over from an agent that was killed.
@@ -235,8 +277,8 @@ func (e *Executor) Apply(plan []knob.Want, p Policy) []knob.Outcome {
 		return nil
 	}
 	if !e.applied {
-		e.out = append(e.out, e.lost...)
-		e.lost = nil
+		e.out = append(e.out, e.early...)
+		e.early = nil
 	}
 	e.applied, e.policy = true, p
 	e.index(plan)
@@ -339,7 +381,8 @@ func (e *Executor) Audit() []knob.Outcome {
 	if !e.applied {
 		return nil
 	}
-	for range min(e.batch, len(e.order)) {
+	// All of them within some seconds, however many there are.
+	for range min(max(e.batch, len(e.order)/auditRounds), len(e.order)) {
 		e.cursor = (e.cursor + 1) % len(e.order)
 		u := e.order[e.cursor]
 		if raw, err := u.k.Read(e.buf[:]); err != nil || string(raw) != u.raw {
@@ -384,8 +427,8 @@ func (e *Executor) Generation() uint64 { return e.version }
 
 // RestoreAll puts every held knob back. What fails stays in the journal.
 func (e *Executor) RestoreAll() []knob.Outcome {
-	e.out = append(e.out[:0], e.lost...)
-	e.lost = nil
+	e.out = append(e.out[:0], e.early...)
+	e.early = nil
 	e.applied = true
 	for _, u := range e.order {
 		e.touch(u.Target)

@@ -5,10 +5,12 @@ import (
 	"maps"
 	"path"
 	"slices"
+	"strings"
 
 	"github.com/qos-agent/qos-agent/internal/knob"
 	"github.com/qos-agent/qos-agent/internal/policy"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
+	"github.com/qos-agent/qos-agent/pkg/cpuset"
 )
 
 // goals gives each knob that has to be looked at, and those that depend on it, a goal, and returns them. Knobs that are wanted
@@ -18,6 +20,7 @@ func (e *Executor) goals() []*unit {
 	clear(e.dirty)
 	var units []*unit
 	visited := make(map[knob.Target]bool)
+	e.online = e.rootCPUs(targets)
 	for _, t := range targets {
 		if !e.tree(t.Kind) {
 			continue
@@ -57,6 +60,19 @@ func (e *Executor) goals() []*unit {
 		}
 	}
 	return units
+}
+
+// rootCPUs is the CPUs of the root of cgroup v1's cpusets, which are those online, if any of the knobs is such a cpuset.
+func (e *Executor) rootCPUs(targets []knob.Target) (online cpuset.Set) {
+	cpus := func(t knob.Target) bool { return t.Kind == knob.CPUSet && e.tree(t.Kind) }
+	if !slices.ContainsFunc(targets, cpus) {
+		return online
+	}
+	if u, err := e.open(knob.Target{Cgroup: "/", Kind: knob.CPUSet}); err == nil {
+		online = u.cur.CPUs
+		u.k.Close()
+	}
+	return online
 }
 
 // tree reports whether a knob of this kind concerns the groups below as well: on cgroup v1 no group may have CPUs that its
@@ -117,7 +133,11 @@ func (e *Executor) look(t knob.Target) *unit {
 // take opens a knob that is wanted for the first time.
 func (e *Executor) take(en *entry) *unit {
 	t := en.want.Target
-	if err := check(en.want); err != nil {
+	err := check(en.want)
+	if err == nil {
+		err = e.notOurs(t.Cgroup)
+	}
+	if err != nil {
 		en.invalid = true
 		e.out = append(e.out, knob.Outcome{Want: en.want, Result: knob.Failed, Err: err})
 		return nil
@@ -141,6 +161,17 @@ func (e *Executor) take(en *entry) *unit {
 		e.later(t)
 	}
 	e.out = append(e.out, knob.Outcome{Want: en.want, Result: knob.Failed, Err: err})
+	return nil
+}
+
+// notOurs says why a group must not be written by this process: the agent is in it, would hold itself back, and once frozen could
+// not thaw anything any more.
+func (e *Executor) notOurs(group string) error {
+	for _, own := range e.own {
+		if own == group || strings.HasPrefix(own, group+"/") {
+			return fmt.Errorf("group %q: the agent itself runs there", group)
+		}
+	}
 	return nil
 }
 
@@ -315,7 +346,7 @@ func (e *Executor) treeGoals(t knob.Target, a above, visited map[knob.Target]boo
 	switch {
 	case u != nil:
 		if t.Kind == knob.CPUSet {
-			a = u.treeCPUs(a)
+			a = u.treeCPUs(a, e.online)
 		} else {
 			a = u.treeQuota(a)
 		}
@@ -360,11 +391,15 @@ func (a *above) inherited(v cgroup.Value) bool {
 	return v != a.orig && !v.CPUs.Empty() && (v == a.cur || slices.Contains(a.maybe, v))
 }
 
-func (u *unit) treeCPUs(a above) above {
+// treeCPUs sets the goal of a cpuset. CPUs that are not online cannot be given to a group on cgroup v1.
+func (u *unit) treeCPUs(a above, online cpuset.Set) above {
 	if u.edited && !u.direct && u.was.CPUs.Empty() && a.held && a.inherited(u.cur) {
 		u.orig, u.edited = a.orig, false // the runtime has set up the group only now
 	}
 	u.goal = u.base()
+	if both := u.goal.CPUs.And(online); !both.Empty() {
+		u.goal.CPUs = both
+	}
 	if a.held && !u.goal.CPUs.Empty() {
 		if both := u.goal.CPUs.And(a.goal.CPUs); !both.Empty() {
 			u.goal.CPUs = both

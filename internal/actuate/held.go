@@ -224,9 +224,12 @@ func (e *Executor) originally(u *unit, v cgroup.Value, adopted bool) cgroup.Valu
 	return v
 }
 
-// sideEffect reports whether v is what the kernel made of a weight when cpu.idle, which we hold, was changed: none for an idle
-// group, and the default for one that stops being idle.
+// sideEffect reports whether v is the kernel's own doing: what it made of a weight when cpu.idle, which we hold, was changed (none
+// for an idle group, the default for one that stops being idle), or of a cpuset of cgroup v1 when CPUs went offline.
 func (e *Executor) sideEffect(u *unit, v cgroup.Value) bool {
+	if u.Kind == knob.CPUSet && e.tree(u.Kind) {
+		return !v.CPUs.Empty() && !u.cur.CPUs.SubsetOf(e.online) && v.CPUs == u.cur.CPUs.And(e.online)
+	}
 	return u.Kind == knob.CPUWeight && e.held[knob.Target{Cgroup: u.Cgroup, Kind: knob.CPUIdle}] != nil &&
 		(v.N == 0 || u.cur.N == 0 && v.N == cgroup.DefaultWeight(e.v2(knob.CPUWeight)))
 }

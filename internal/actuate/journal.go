@@ -210,6 +210,7 @@ func (j *journal) replace(records []record) error {
 	}
 	if err != nil {
 		tmp.Close()
+		os.Remove(tmp.Name()) // half a file is of no use, and the room may be what is missing
 		return fmt.Errorf("journal: %w", err)
 	}
 	j.crash("journal replaced")
