@@ -184,6 +184,7 @@ func (c *Collector) openFiles(now time.Duration, ct *container) {
 func (c *Collector) openCPUSet(ct *container) (err error) {
 	if ct.cpus == nil && c.mounted(cgroup.CPUSet) {
 		ct.cpus, err = cgroup.OpenCPUSet(c.o.Hierarchy, ct.group)
+		ct.sample.NoCPUSet = errors.Is(err, cgroup.ErrUnsupported)
 	}
 	return err
 }

@@ -69,6 +69,7 @@ type offline struct {
 	pod     int    // index into Pods
 	key     string // "namespace/name"
 	blocked string // why it must not be touched; "": it may
+	noCores string // why its cores cannot be cut, as was said last
 
 	grant  Grant
 	rule   string // that led to grant
@@ -232,13 +233,18 @@ func allowed(in *Input, pod int) (s cpuset.Set, ok bool) {
 	return s, true
 }
 
-// cores is how many cores a pod has where nobody holds it back; 0: it cannot be cut by cpuset.
-func (c *CPU) cores(in *Input, p *offline) int {
+// cores is how many cores a pod has where nobody holds it back; 0: it cannot be cut by cpuset, and why.
+func (c *CPU) cores(in *Input, p *offline) (n int, why string) {
+	for i := in.First[p.pod]; i < in.First[p.pod+1]; i++ {
+		if in.Containers[i].NoCPUSet {
+			return 0, "the cpuset controller is not enabled for its group"
+		}
+	}
 	s, ok := allowed(in, p.pod)
 	if !ok {
-		return 0
+		return 0, "its containers have different CPUs"
 	}
-	return c.machine.within(s)
+	return c.machine.within(s), ""
 }
 
 // refit brings every grant inside what policy and machine allow now.
@@ -270,7 +276,7 @@ func (c *CPU) fit(in *Input, p *offline, g Grant) Grant {
 	}
 	if g.Cores > 0 {
 		g.Cores = max(g.Cores, coreFloor(in))
-		if c.cores(in, p) <= coreFloor(in) {
+		if n, _ := c.cores(in, p); n <= coreFloor(in) {
 			g.Cores = 0
 		}
 	}
@@ -549,7 +555,12 @@ func (c *CPU) down(in *Input, p *offline) (to Grant, rung policy.Rung) {
 				return g, r
 			}
 		case policy.RungCPUs:
-			all := c.cores(in, p)
+			all, why := c.cores(in, p)
+			if why != p.noCores {
+				if p.noCores = why; why != "" {
+					c.note(in, p, Note{Rule: RuleSkip, To: p.grant, Text: "rung cpus: " + why})
+				}
+			}
 			now := all
 			if g.Cores > 0 {
 				now = min(g.Cores, all)
@@ -646,7 +657,7 @@ func (c *CPU) up(in *Input, p *offline) Grant {
 		}
 	case g.Cores > 0:
 		g.Cores++
-		if g.Cores >= c.cores(in, p) {
+		if all, _ := c.cores(in, p); g.Cores >= all {
 			g.Cores = 0
 		}
 	default:

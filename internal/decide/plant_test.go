@@ -41,6 +41,7 @@ type job struct {
 	hurt, bias float64
 	group      string     // "": one of its own under /kubepods
 	allowed    cpuset.Set // where others let it run; empty: anywhere
+	noCPUSet   bool       // its group has no cpuset
 	limit      int64      // a CPU quota of its own per 100 ms, µs; 0: none
 	throttled  uint64     // periods of ten a tick
 
@@ -156,7 +157,7 @@ func (p *plant) build(trigger signal.Trigger) {
 			UID: j.name, Namespace: "ns", Name: j.name, Labels: map[string]string{"class": string(j.class)}, Cgroup: group,
 			Containers: []signal.Container{{ID: j.name + "-1", Name: "main", Cgroup: group + "/1"}},
 		})
-		c := signal.ContainerSample{Pod: i, CPUs: j.allowed}
+		c := signal.ContainerSample{Pod: i, CPUs: j.allowed, NoCPUSet: j.noCPUSet}
 		c.CPU = signal.CPUSample{At: p.now, Span: p.tick, UsageNS: uint64(j.uses() * float64(p.tick)), QuotaUS: -1}
 		if j.limit > 0 {
 			c.CPU.QuotaUS, c.CPU.PeriodUS, c.CPU.Periods, c.CPU.ThrottledPeriods = j.limit, 100_000, 10, j.throttled

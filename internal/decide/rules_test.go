@@ -190,6 +190,24 @@ func TestRungsThatTheNodeCannotDoAreSkippedWithANote(t *testing.T) {
 	}
 }
 
+func TestRungThatAGroupCannotDoIsSkippedWithANote(t *testing.T) {
+	p := hopeless(t, 8)
+	p.spec().CPU.Ladder = []policy.Rung{policy.RungCPUs, policy.RungQuota}
+	p.spec().CPU.Verify.ImprovePercent = 1
+	p.find("batch").noCPUSet = true
+	p.step()
+	if g := p.grant("batch"); g.Cores != 0 || g.MilliCPU == 0 {
+		t.Errorf("the first cut was to %s", g)
+	}
+	p.run(20 * time.Second)
+	if p.wants("batch", knob.CPUSet) != "" {
+		t.Error("a cpuset is wanted")
+	}
+	if n := p.noted(control.RuleSkip, ""); n != 1 {
+		t.Errorf("%d notes, want 1", n)
+	}
+}
+
 func TestBlindnessHoldsThenReleases(t *testing.T) {
 	for name, blind := range map[string]func(*plant){
 		"stale":      func(p *plant) { p.deaf = true },

@@ -95,6 +95,8 @@ type ContainerSample struct {
 	// made of it since. Empty: not known, taken as all. Without it a cut by cpuset could push a pod onto CPUs that
 	// belong to somebody else alone.
 	CPUs cpuset.Set
+	// NoCPUSet says that the container's group has no cpuset to set: cgroup v2, and the controller is not enabled there.
+	NoCPUSet bool
 
 	Wait   WaitSample
 	CPU    CPUSample
