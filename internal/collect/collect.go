@@ -78,6 +78,7 @@ type Collector struct {
 	stats  ebpf.Stats
 	noSlot int
 
+	above   map[string]*cgroup.CPUSetReader // of the groups right above pods; nil where there is no cpuset
 	node    *node
 	scratch cgroup.Scratch
 	nested  []uint64 // scratch: ids of the groups of one container
@@ -137,6 +138,7 @@ func New(o Options) (*Collector, error) {
 		containers: map[containerKey]*container{},
 		byGroup:    map[string]*container{},
 		owners:     map[uint64]*container{},
+		above:      map[string]*cgroup.CPUSetReader{},
 		pending:    make([]ebpf.Event, 0, maxEvents),
 		current:    1,
 	}
@@ -174,6 +176,10 @@ func orText(s, otherwise string) string {
 // Close lets go of all groups and files.
 func (c *Collector) Close() error {
 	c.SetPods(nil, func(*signal.Pod) bool { return false })
+	for _, r := range c.above {
+		c.closed(r.Close())
+	}
+	clear(c.above)
 	return c.node.close()
 }
 

@@ -645,6 +645,32 @@ func TestOriginalCPUs(t *testing.T) {
 	}
 }
 
+// On v2 a group does not show in its own setting that the groups above it have fewer CPUs.
+func TestCPUsOfTheGroupsAbove(t *testing.T) {
+	for _, c := range []struct {
+		own, above string
+		want       cpuset.Set
+	}{
+		{"", "0-1", cpuset.Set{}}, {"", "1", cpuset.Of(1)}, {"0-1", "1", cpuset.Of(1)}, {"0", "1", cpuset.Of(1)}, {"0", "0-1", cpuset.Of(0)},
+	} {
+		w := newWorld(t, "v2", 0)
+		w.group("/pods/a/x", use{cpus: c.own})
+		above := filepath.Join(w.root, "pods/cpuset.cpus.effective")
+		w.write(above, c.above+"\n")
+		w.c.SetPods([]signal.Pod{podOf("a", "x")}, online())
+		if got := w.tick(tick).Containers[0].CPUs; got != c.want {
+			t.Errorf("%q below %q: CPUs = %q, want %q", c.own, c.above, got, c.want)
+		}
+		w.write(above, "0-1\n")
+		for range 60 {
+			w.tick(tick)
+		}
+		if got, want := w.tick(tick).Containers[0].CPUs.String(), c.own; got != want {
+			t.Errorf("below all CPUs: %q, want %q", got, want)
+		}
+	}
+}
+
 func TestLost(t *testing.T) {
 	w := newWorld(t, "v2", 16)
 	w.tracer.stats = ebpf.Stats{EventsLost: 3, ShortWalks: 5}

@@ -1,8 +1,10 @@
 package collect
 
 import (
+	"cmp"
 	"errors"
 	"io/fs"
+	"path"
 	"slices"
 	"time"
 
@@ -10,6 +12,7 @@ import (
 
 	"github.com/qos-agent/qos-agent/internal/signal"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
+	"github.com/qos-agent/qos-agent/pkg/cpuset"
 	"github.com/qos-agent/qos-agent/pkg/ebpf"
 )
 
@@ -64,8 +67,9 @@ type container struct {
 	walks  uint64
 	row    []uint64 // blame by slot, cumulative, as of the last sample; nil if the container never was a victim
 
-	sample signal.ContainerSample // all but the waits
-	totals *totals
+	ownCPUs cpuset.Set             // its own setting, as others made it
+	sample  signal.ContainerSample // all but the waits
+	totals  *totals
 }
 
 // readGroup reads what is due of a container's files.
@@ -376,16 +380,51 @@ func stall(now, before cgroup.Stall) signal.Pressure {
 
 // readCPUs reads where the container may run by the will of others.
 func (c *Collector) readCPUs(ct *container) {
+	c.readOwnCPUs(ct)
+	ct.sample.CPUs = ct.ownCPUs
+	if !c.o.Hierarchy.V2(cgroup.CPUSet) {
+		return // a group of v1 has no CPUs that the groups above it have not
+	}
+	above := c.cpusAbove(cmp.Or(ct.pod.group, ct.group))
+	both := ct.ownCPUs.And(above)
+	switch all := c.node.sample.Topology.Set(); {
+	case above.Empty() || ct.ownCPUs.Empty() && all.SubsetOf(above): // no narrower than the machine
+	case both.Empty():
+		ct.sample.CPUs = above // as the kernel does
+	default:
+		ct.sample.CPUs = both
+	}
+}
+
+// cpusAbove reads where the group above a pod's may run; empty: not known. The agent writes no cpuset up there.
+func (c *Collector) cpusAbove(group string) (cpus cpuset.Set) {
+	parent := path.Dir(group)
+	r, known := c.above[parent]
+	if !known {
+		r, _ = cgroup.OpenEffectiveCPUs(c.o.Hierarchy, parent) // nil without a cpuset there
+		c.above[parent] = r
+	}
+	if r == nil {
+		return cpus
+	}
+	if err := r.CPUs(&c.scratch, &cpus); err != nil {
+		c.closed(r.Close())
+		delete(c.above, parent)
+	}
+	return cpus
+}
+
+func (c *Collector) readOwnCPUs(ct *container) {
 	if c.o.OriginalCPUs != nil {
 		if cpus, held := c.o.OriginalCPUs(ct.group); held {
-			ct.sample.CPUs = cpus
+			ct.ownCPUs = cpus
 			return
 		}
 	}
 	if ct.cpus == nil {
 		return
 	}
-	if err := ct.cpus.CPUs(&c.scratch, &ct.sample.CPUs); err != nil && c.broken(signalCPU, ct, err) {
+	if err := ct.cpus.CPUs(&c.scratch, &ct.ownCPUs); err != nil && c.broken(signalCPU, ct, err) {
 		c.closed(ct.cpus.Close())
 		ct.cpus = nil
 	}

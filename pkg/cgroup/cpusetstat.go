@@ -15,11 +15,21 @@ type CPUSetReader struct {
 
 // OpenCPUSet opens the file of a group. The error matches ErrGone if there is no such group, and ErrUnsupported if it has no cpuset.
 func OpenCPUSet(h *Hierarchy, group string) (*CPUSetReader, error) {
+	return openCPUs(h, group, "cpuset.cpus")
+}
+
+// OpenEffectiveCPUs is OpenCPUSet for the CPUs on which the tasks of a group really may run, by its own setting and those above it.
+// There is such a file on cgroup v2 only.
+func OpenEffectiveCPUs(h *Hierarchy, group string) (*CPUSetReader, error) {
+	return openCPUs(h, group, "cpuset.cpus.effective")
+}
+
+func openCPUs(h *Hierarchy, group, file string) (*CPUSetReader, error) {
 	dir, err := h.dirOf(CPUSet, group)
 	if err != nil {
 		return nil, err
 	}
-	f, err := openStat(dir, "cpuset.cpus")
+	f, err := openStat(dir, file)
 	if err != nil {
 		return nil, err
 	}
