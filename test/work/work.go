@@ -131,6 +131,9 @@ func Start(l Load) (*Process, error) {
 	return &Process{cmd}, nil
 }
 
+// Adopt makes a load of a command that somebody else has started.
+func Adopt(cmd *exec.Cmd) *Process { return &Process{cmd} }
+
 // PID is the load's process.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
 
