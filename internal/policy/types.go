@@ -234,7 +234,8 @@ type Verify struct {
 
 // Burst tunes cpu.max.burst of online containers.
 type Burst struct {
-	// Percent of the quota that may be saved up; 0 turns bursting off. The kernel allows no more than the quota.
+	// Percent of the quota that may be saved up; 0 turns bursting off. The kernel allows no more than the quota, and refuses to lower
+	// a quota below the burst: where limits are lowered in place, by more than what is left of 100 percent, choose less.
 	Percent int `yaml:"percent" json:"percent" want:"0..100"`
 }
 
