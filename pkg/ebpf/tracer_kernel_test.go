@@ -144,8 +144,11 @@ func TestQuotaIsNobodysFault(t *testing.T) {
 			after := victim.blame()
 			quota, culprit := after[SlotQuota]-before[SlotQuota], after[other.slot]-before[other.slot]
 			t.Log("beside a competitor:", victim.describe())
-			// The victim is one task on one CPU (its runtime's other threads hardly ever run).
-			agree(t, "out of quota by blame and by the kernel", quota, uint64(tookNow-took), 0.2, 100*time.Millisecond)
+			// The kernel counts the time once, we count it for each thread that waited; the load has one that always does and
+			// a few that hardly ever run.
+			if min, max := 0.8*float64(tookNow-took)-1e8, 2.5*float64(tookNow-took)+1e8; float64(quota) < min || float64(quota) > max {
+				t.Errorf("out of quota for %v by blame and for %v by the kernel", time.Duration(quota), tookNow-took)
+			}
 			if culprit == 0 {
 				t.Error("the competitor is blamed for nothing, though the victim has to share the CPU with it")
 			}
@@ -210,14 +213,13 @@ func TestEventNamesVictimAndCulprit(t *testing.T) {
 	if err := unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, r.EventFD(), &unix.EpollEvent{Events: unix.EPOLLIN}); err != nil {
 		t.Fatal(err)
 	}
-	var culprits [2]int // the other, none of those that it can be
-	for culprits[0] < 5 {
+	for right := 0; right < 5; {
 		n, err := unix.EpollWait(epoll, make([]unix.EpollEvent, 1), 30_000)
 		if err == unix.EINTR {
 			continue
 		}
 		if err != nil || n == 0 {
-			t.Fatalf("no event within 30 s (%v); culprits so far %v; %s", err, culprits, victim.describe())
+			t.Fatalf("no event within 30 s (%v), %d so far; %s", err, right, victim.describe())
 		}
 		for {
 			var e Event
@@ -237,20 +239,16 @@ func TestEventNamesVictimAndCulprit(t *testing.T) {
 			}
 			switch e.Culprit {
 			case other.slot:
-				culprits[0]++
+				right++
 				if !isThread(p.PID(), int(e.PID)) {
 					t.Errorf("event %+v is of none of the threads of %d", e, p.PID())
 				}
-			case SlotSystem, SlotKernel: // other work on the machine
+			case victim.slot, SlotSystem, SlotKernel, SlotIRQ, SlotIdle: // its runtime's threads, other work on the machine
 			default:
-				culprits[1]++
+				t.Errorf("event %+v names a culprit that cannot be", e)
 			}
 		}
 	}
-	if culprits[1] > culprits[0] {
-		t.Errorf("culprit right %d times, wrong %d times", culprits[0], culprits[1])
-	}
-
 	// Off means off.
 	r.SetEventBound(0)
 	for ok := true; ok; {
@@ -419,10 +417,11 @@ func TestTrackingAgainStartsAfresh(t *testing.T) {
 func TestNestedGroupsShareASlot(t *testing.T) {
 	r := newRig(t, Options{})
 	victim, other := r.group("victim", true), r.group("other", false)
-	inner := r.mkdir("victim/inner")
-	r.track(inner, victim.slot, true)
-	r.run(inner, work.Spin.On(lastCPU()))
-	victim.run(work.Spin.On(lastCPU()))
+	for _, name := range []string{"victim/a", "victim/b"} {
+		inner := r.mkdir(name)
+		r.track(inner, victim.slot, true)
+		r.run(inner, work.Spin.On(lastCPU()))
+	}
 	other.run(work.Spin.On(lastCPU()))
 	victim.waited(time.Second)
 	t.Log(victim.describe())
