@@ -188,8 +188,21 @@ func open(o Options, lock *os.File) (*Executor, error) {
 	if err != nil {
 		return nil, err
 	}
+	if past.damaged > 0 {
+		// Also what a newer agent held that this one does not know; the new journal cannot say any of it.
+		kept := filepath.Join(o.RunDir, damagedName)
+		os.Remove(kept)
+		err := os.Link(filepath.Join(o.RunDir, journalName), kept)
+		e.log.Warn("journal has lines that cannot be understood; knobs may not go back to what they were", "lines", past.damaged, "copy", kept, "error", err)
+	}
 	e.adopt(past)
-	if e.journal, err = newJournal(o.RunDir, e.state(), e.crash); err != nil {
+	e.journal, err = newJournal(o.RunDir, e.state(), e.crash)
+	if errors.Is(err, unix.ENOSPC) && past.boot == e.boot {
+		// Without room for a new journal the old one does, to put back what it says.
+		e.note(err)
+		e.journal, err = reopenJournal(o.RunDir, e.crash)
+	}
+	if err != nil {
 		e.closeKnobs()
 		return nil, fmt.Errorf("run dir %s: %w", o.RunDir, reason(err))
 	}
@@ -203,9 +216,6 @@ func open(o Options, lock *os.File) (*Executor, error) {
 
 // adopt takes over what a dead agent's journal says.
 func (e *Executor) adopt(past history) {
-	if past.damaged > 0 {
-		e.log.Warn("journal has damaged lines; knobs may not go back to what they were", "lines", past.damaged)
-	}
 	if past.boot != "" && past.boot != e.boot {
 		if e.other = len(past.held); e.other > 0 {
 			e.log.Info("journal is from before the machine was started anew: nothing to restore", "knobs", e.other)

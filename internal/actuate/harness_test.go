@@ -32,6 +32,7 @@ var scenarios = []struct {
 	{"changes by others stand", testYield},
 	{"groups come and go", testGone},
 	{"journal adopted", testAdopt},
+	{"frozen by a killed agent", testOpenThaws},
 	{"restore without agent", testRestore},
 }
 

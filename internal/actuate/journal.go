@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -17,6 +18,7 @@ import (
 
 const (
 	journalName = "journal"
+	damagedName = "journal.damaged" // a copy of one that was not understood as a whole
 	// compactAt is the size from which the journal is rewritten, if it is mostly history.
 	compactAt = 256 << 10
 	// perKnob is a generous guess at what one held knob takes in a journal without history.
@@ -188,6 +190,21 @@ func loadHistory(dir string) (history, error) {
 func newJournal(dir string, records []record, crash func(string)) (*journal, error) {
 	j := &journal{dir: dir, crash: crash}
 	return j, j.replace(records)
+}
+
+// reopenJournal goes on with the journal in dir as it is.
+func reopenJournal(dir string, crash func(string)) (*journal, error) {
+	f, err := os.OpenFile(filepath.Join(dir, journalName), os.O_RDWR, 0)
+	if err != nil {
+		return nil, fmt.Errorf("journal: %w", err)
+	}
+	text, err := io.ReadAll(f)
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("journal: %w", err)
+	}
+	whole := bytes.LastIndexByte(text, '\n') + 1 // without a torn last line
+	return &journal{dir: dir, file: f, size: int64(whole), crash: crash}, nil
 }
 
 // replace writes a new file beside the old one and puts it into its place, so that there is a whole journal at any time.

@@ -3,6 +3,7 @@ package actuate
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/qos-agent/qos-agent/internal/knob"
@@ -11,19 +12,34 @@ import (
 )
 
 // A killed agent's freeze ends when the next one starts, not when the container runtime first answers it.
-func TestOpenThaws(t *testing.T) {
-	for _, mode := range modes {
-		b := newBench(t, cgrouptest.NewFake(t, mode))
-		b.mkdir("pod")
-		before := cgrouptest.Snapshot(b.w)
-		b.e.Apply([]knob.Want{b.want("pod", knob.CPUIdle, n(1)), b.want("pod", knob.Freeze, n(1))}, b.policy)
-		b.kill()
-		b.open()
-		b.is("pod", pick(b, "freezer.state", "cgroup.freeze"), pick(b, "THAWED", "0"))
-		b.is("pod", "cpu.idle", "1")
-		b.apply(results{knob.Restored: 1}, b.want("pod", knob.CPUIdle, n(1)))
-		b.e.RestoreAll()
-		b.unchanged(before)
+func testOpenThaws(_ *testing.T, b *bench) {
+	b.mkdir("pod")
+	before := cgrouptest.Snapshot(b.w)
+	b.e.Apply([]knob.Want{b.want("pod", knob.CPUIdle, n(1)), b.want("pod", knob.Freeze, n(1))}, b.policy)
+	b.kill()
+	b.open()
+	b.is("pod", pick(b, "freezer.state", "cgroup.freeze"), pick(b, "THAWED", "0"))
+	b.is("pod", "cpu.idle", "1")
+	b.apply(results{knob.Restored: 1}, b.want("pod", knob.CPUIdle, n(1)))
+	b.e.RestoreAll()
+	b.unchanged(before)
+}
+
+// What this agent does not understand of a journal is kept for those who might.
+func TestDamagedJournalIsKept(t *testing.T) {
+	b := newBench(t, cgrouptest.NewFake(t, cgroup.Unified))
+	b.kill()
+	j, err := newJournal(b.runDir, []record{
+		{Op: opBoot, Boot: "this-boot"}, {Op: opHold, Group: "/pod", Knob: "memory.high", ID: 1, Original: "max", Now: "1000"},
+	}, func(string) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	j.close()
+	b.open()
+	text, err := os.ReadFile(filepath.Join(b.runDir, damagedName))
+	if err != nil || !strings.Contains(string(text), "memory.high") {
+		t.Errorf("kept %q, %v", text, err)
 	}
 }
 
