@@ -599,6 +599,7 @@ func TestBurst(t *testing.T) {
 	web := &job{name: "web", class: policy.Online, limit: 200_000}
 	batch := &job{name: "batch", class: policy.Offline, limit: 100_000, throttled: 9}
 	p := newPlant(t, 4, batch, web)
+	p.respec(func(s *policy.Spec) { s.CPU.Burst.Percent = 100 })
 	p.run(time.Second)
 	if got := p.wants("web", knob.CPUBurst); got != "" {
 		t.Errorf("burst %q of a pod that was never throttled", got)

@@ -28,6 +28,10 @@ func (s *State) find(v *View, event int) (f Finding, ok bool) {
 		f.Reason = Steal
 	case f.Permille < j.CulpritPercent*10:
 		f.Reason = Scattered
+	case pod >= 0 && f.Permille <= 1000-j.UnknownPercent*10:
+		// An event tells only of the largest part. All the rest may be unknown: if that can be so much that nobody is to be
+		// named, the window with all its parts has to decide.
+		f.Reason = Unexplained
 	case pod >= 0:
 		f.Reason, f.Culprit = Contention, pod
 	default:

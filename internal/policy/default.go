@@ -46,7 +46,7 @@ func Default() Policy {
 					BackoffMin:     Duration(5 * time.Second),
 					BackoffMax:     Duration(5 * time.Minute),
 				},
-				Burst: Burst{Percent: 100},
+				Burst: Burst{Percent: 50},
 			},
 			Safety: Safety{
 				StaleAfter:    Duration(2 * time.Second),

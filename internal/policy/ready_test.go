@@ -154,7 +154,7 @@ spec:
   classes     rule ci (offline); presets qos-agent, koordinator, volcano, katalyst
   objectives  CPU wait p99 2ms over 1s, event at 4ms; memory stall 10 %, io stall off
   offline     posture idle; ladder idle > cpus > quota
-  online      burst 100 %
+  online      burst 50 %
   safety      stale after 2s, release after 30s; external edits: reapply
   window      night (mon,tue 22:00-06:00): mode enforce, CPU wait p99 20ms, event at off, posture none, ladder empty
   window      rest (every day 00:00-24:00): nothing changes
