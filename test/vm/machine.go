@@ -32,6 +32,10 @@ type Machine struct {
 
 	QEMU     string   // program; default qemu-system-x86_64 from PATH
 	QEMUArgs []string // more arguments, such as -L DIR
+	// Accel is for -accel; default tcg,thread=single: all CPUs of the guest take turns on one thread of the host. With a thread
+	// for each, QEMU 7.2 now and then goes on executing what the guest's kernel has just patched, as Linux does whenever a BPF
+	// program is attached to the scheduler; the guest then hangs or dies.
+	Accel    string
 	CPU      string   // of -cpu; default max
 	SMP      string   // of -smp; default 2
 	MemoryMB int      // default 1024
@@ -130,11 +134,11 @@ func (m *Machine) args(initrd string) []string {
 	if memory == 0 {
 		memory = 1024
 	}
-	// A panic ends QEMU (-no-reboot with panic=-1). Mitigations only cost time under emulation. "quiet" keeps errors and
-	// worse on the console, so that fault sees them.
-	params := append([]string{"console=ttyS0", "quiet", "panic=-1", "mitigations=off", "nmi_watchdog=0"}, m.Append...)
+	// A panic ends QEMU (-no-reboot with panic=-1). Mitigations only cost time under emulation. The log level lets warnings and
+	// worse on the console, with their stacks.
+	params := append([]string{"console=ttyS0", "loglevel=5", "panic=-1", "mitigations=off", "nmi_watchdog=0"}, m.Append...)
 	return append([]string{
-		"-M", "pc", "-accel", "tcg,thread=multi", "-cpu", orDefault(m.CPU, "max"), "-smp", orDefault(m.SMP, "2"),
+		"-M", "pc", "-accel", orDefault(m.Accel, "tcg,thread=single"), "-cpu", orDefault(m.CPU, "max"), "-smp", orDefault(m.SMP, "2"),
 		"-m", strconv.Itoa(memory), "-nodefaults", "-display", "none", "-no-reboot",
 		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
 		"-chardev", "file,id=records,path=/dev/fd/3", "-serial", "chardev:records",
