@@ -364,9 +364,21 @@ func TestCulpritIsCutAndInnocentIsNot(t *testing.T) {
   cpu: {posture: none, ladder: [idle, quota], hold: 60s}
 `)
 	d := f.start()
-	f.run("web", work.Pulse(3*time.Millisecond, time.Millisecond).On(0))
+	// The start of a process is a burst of its own: everybody has started before anybody is hurt.
 	f.run("report", work.Pulse(200*time.Microsecond, 20*time.Millisecond).On(0))
 	culprits := f.run("batch", work.Spin.On(0), work.Spin.On(0), work.Spin.On(0))
+	for _, p := range culprits {
+		if err := p.Pause(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.wait(d, "the innocent pod to have settled", func(s *server.State) bool { return s.Loop.Ticks > 5 })
+	f.run("web", work.Pulse(3*time.Millisecond, time.Millisecond).On(0))
+	for _, p := range culprits {
+		if err := p.Resume(); err != nil {
+			t.Fatal(err)
+		}
+	}
 	s := f.wait(d, "batch to be cut", func(s *server.State) bool { return holds(s, batch, "cpu.idle") })
 	for _, k := range s.Knobs {
 		if k.Pod == batch && k.Victim != web {
