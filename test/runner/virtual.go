@@ -22,9 +22,15 @@ import (
 
 const (
 	module     = "github.com/qos-agent/qos-agent/"
-	containerd = module + "test/containerd" // packages that use it need more of a machine than the guest is
 	jobTimeout = 8 * time.Minute
 )
+
+// forGuest tells whether the package's kernel tests can run in the guest, which has neither a container runtime nor nginx.
+func (p *pkg) forGuest() bool {
+	const containerd, demo = module + "test/containerd", module + "demo"
+	return len(p.kernelFiles()) > 0 && p.ImportPath != containerd && p.ImportPath != demo &&
+		!slices.Contains(p.TestImports, containerd) && !slices.Contains(p.XTestImports, containerd)
+}
 
 // virtual runs the kernel tests on a kernel of Debian in a virtual machine with cgroup v2.
 func (r *runner) virtual(ctx context.Context, series string) error {
@@ -76,7 +82,7 @@ func (r *runner) guest(ctx context.Context) ([]vm.Job, *vm.Machine, error) {
 	// The guest's own tests come first: when they fail, the others' failures mean nothing.
 	jobs := []vm.Job{{Name: module + "test/vm/smoke"}}
 	for _, p := range r.packages {
-		if len(p.kernelFiles()) == 0 || slices.Contains(p.TestImports, containerd) || slices.Contains(p.XTestImports, containerd) {
+		if !p.forGuest() {
 			continue
 		}
 		names, err := testNames(p.kernelFiles())
