@@ -60,7 +60,8 @@ type Options struct {
 	RunStats bool
 }
 
-// Wait is what a slot's tasks have waited since the slot was last reset. All fields only grow.
+// Wait is what a slot's tasks have waited since the slot was last reset. All fields only grow. A wait is from the moment that a
+// task could run until it ran, on whatever CPUs, and includes time in which its group had no quota left.
 type Wait struct {
 	Count     uint64           // dispatches
 	SumNS     uint64           // total wait, ns

@@ -56,7 +56,7 @@ func explain(err error) error {
 		return fmt.Errorf("load BPF programs: %w", err)
 	}
 	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
-		return unsupported(MissingPermission, "root or CAP_BPF, CAP_PERFMON and CAP_SYS_RESOURCE, and no lockdown or seccomp filter that forbids bpf(2)")
+		return unsupported(MissingPermission, "root or CAP_BPF and CAP_PERFMON, and neither lockdown nor a seccomp filter that forbids bpf(2)")
 	}
 	return fmt.Errorf("load BPF programs: %w", err)
 }

@@ -90,7 +90,11 @@ func TestBlameFollowsWeights(t *testing.T) {
 
 	a, b, own := victim.share(heavy.slot), victim.share(light.slot), victim.share(victim.slot)
 	t.Log(victim.describe())
-	if ratio := a / (a + b); ratio < 0.6 || ratio > 0.8 {
+	within := 0.1
+	if os.Getenv("QOS_AGENT_TEST_VM") != "" {
+		within = 0.2 // an emulated CPU takes most of these seconds to start three processes: the order holds, the shares only roughly
+	}
+	if ratio := a / (a + b); ratio < 0.7-within || ratio > 0.7+within {
 		t.Errorf("blame is %.0f : %.0f, want 70 : 30", 100*ratio, 100-100*ratio)
 	}
 	if own > a+b {
