@@ -71,7 +71,7 @@ static __always_inline u64 qos_quota_total(struct cfs_rq *q)
 	return q->throttled_clock_task_time;
 }
 
-// qos_quota_since is how long ago the last throttling began, for kernels that keep its stamp when it has ended.
+// qos_quota_age is how long ago the last throttling began, for kernels that keep its stamp when it has ended.
 static __always_inline u64 qos_quota_age(struct cfs_rq *q)
 {
 	struct rq *rq = q->rq;

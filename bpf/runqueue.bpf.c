@@ -12,11 +12,12 @@
 char _license[] SEC("license") = "Dual BSD/GPL";
 
 #define QOS_TASKS 32768 // a power of two
+#define QOS_UNSEEN_MAX 250000000 // ns; a longer wait is not believed of a task of which nothing is known
 
 // Set before the programs are loaded.
-const volatile u32 qos_shards = 1;         // copies of a slot's counters, a power of two; CPUs share them round robin
-const volatile u8 qos_shared = 1;          // some CPUs share a copy
-const volatile u64 qos_walk_from = 20000;  // ns
+const volatile u32 qos_shards = 1;          // copies of a slot's counters, a power of two; CPUs share them round robin
+const volatile u8 qos_shared = 1;           // some CPUs share a copy
+const volatile u64 qos_walk_from = 20000;   // ns
 const volatile u64 qos_event_gap = 1000000; // ns between two events of one victim
 
 // Set at any time: the wait in ns above which a victim gives an event; 0: never.
@@ -32,8 +33,10 @@ struct qos_counters {
 } __attribute__((aligned(64)));
 
 enum {
-	QOS_TASK_LIMBO = 1, // was put aside for want of quota when it left the CPU
-	QOS_TASK_STALE = 2, // its enqueue stamp is worth nothing
+	QOS_TASK_LIMBO = 1, // its group had no quota left when it left the CPU
+	// From 6.12 on a task that falls asleep may stay queued for a while. If it is moved then, the scheduler stamps it on the
+	// other CPU as if it had been woken, and leaves the stamp there until it runs again.
+	QOS_TASK_STALE = 2,
 };
 
 // qos_task remembers a task between two dispatches, to find what it waited on other CPUs: a task that is moved while it is
@@ -43,8 +46,8 @@ enum {
 // without an entry a task's wait is that on the CPU that it runs on at last. Task storage would need an allocation under the
 // run queue's lock, which kernels before 6.4 do not survive for certain.
 struct qos_task {
-	u64 ident; // pid and start time
-	u64 base;  // run_delay when it was dispatched or moved last
+	u64 ident;     // pid and start time
+	u64 base;      // run_delay when it was dispatched or moved last
 	u64 elsewhere; // ns waited on other CPUs
 	u64 charged;   // the part of it that is already in the matrix
 	u64 best;      // the culprit of that with the largest part: slot << 48 | ns
@@ -218,10 +221,13 @@ static __always_inline void qos_arrive(struct qos_cpu *c, u32 cpu, struct task_s
 	if (likely(qos_task_valid(t, ident, g->epoch))) {
 		if (unlikely(t->base != delay || t->elsewhere || t->flags)) {
 			was = *t;
-			was.elsewhere += delay - t->base;
+			if (delay > t->base)
+				was.elsewhere += delay - t->base;
 		}
 	} else if (!p->sched_info.pcount) {
 		was.elsewhere = delay; // its first run ever: all that it has waited belongs to this wait
+	} else if (here > QOS_UNSEEN_MAX) {
+		was.flags = QOS_TASK_STALE; // it may have been, before the group was tracked
 	}
 	qos_task_start(t, ident, g->epoch, delay + here, 0);
 	if (unlikely(was.flags & QOS_TASK_STALE)) {
@@ -344,8 +350,8 @@ static __always_inline void qos_blame_leg(struct qos_cpu *c, u32 cpu, struct qos
 		t->best = (u64)w.best << 48 | (w.best_ns & QOS_NS_MASK);
 }
 
-// A queued task is moved to another CPU. Both the stamp and the lock of the run queue that it leaves tell what happened there;
-// a moment later they do not.
+// A queued task is moved to another CPU. What it has waited so far is in its run_delay by now, and we are under the lock of the
+// run queue that it leaves: this is the moment to read that CPU's log.
 SEC("tp_btf/sched_migrate_task")
 int qos_sched_migrate(u64 *ctx)
 {
@@ -363,7 +369,6 @@ int qos_sched_migrate(u64 *ctx)
 	u64 ident = qos_ident(p), delay = p->sched_info.run_delay;
 	int valid = qos_task_valid(t, ident, g->epoch);
 
-	// The scheduler will stamp the task on the other CPU though it sleeps, and leave the stamp until it has run again.
 	if (exists(p->se.sched_delayed) && p->se.sched_delayed) {
 		qos_task_start(t, ident, g->epoch, delay, QOS_TASK_STALE);
 		return 0;
