@@ -94,7 +94,7 @@ func TestBlameFollowsWeights(t *testing.T) {
 	a, b, own := victim.share(heavy.slot), victim.share(light.slot), victim.share(victim.slot)
 	t.Log(victim.describe())
 	within := 0.1
-	if os.Getenv("QOS_AGENT_TEST_VM") != "" {
+	if emulated() {
 		within = 0.2 // an emulated CPU takes most of these seconds to start three processes: the order holds, the shares only roughly
 	}
 	if ratio := a / (a + b); ratio < 0.7-within || ratio > 0.7+within {
@@ -106,6 +106,9 @@ func TestBlameFollowsWeights(t *testing.T) {
 	p.Stop()
 	victim.checkSums()
 }
+
+// emulated reports whether the test runs in a virtual machine of test/vm, whose time says little.
+func emulated() bool { return os.Getenv("QOS_AGENT_TEST_VM") != "" }
 
 func TestOwnGroupIsToBlame(t *testing.T) {
 	r := newRig(t, Options{})
@@ -156,7 +159,8 @@ func TestQuotaIsNobodysFault(t *testing.T) {
 			if min, max := 0.8*float64(tookNow-took)-1e8, 2.5*float64(tookNow-took)+1e8; float64(quota) < min || float64(quota) > max {
 				t.Errorf("out of quota for %v by blame and for %v by the kernel", time.Duration(quota), tookNow-took)
 			}
-			if culprit == 0 {
+			// On an emulated CPU the victim's tenth passes in ticks of the kernel's own work, and may hold no wait for the other.
+			if culprit == 0 && !emulated() {
 				t.Error("the competitor is blamed for nothing, though the victim has to share the CPU with it")
 			}
 			p.Stop()
