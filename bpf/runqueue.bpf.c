@@ -12,7 +12,7 @@
 char _license[] SEC("license") = "Dual BSD/GPL";
 
 #define QOS_TASKS 32768 // a power of two
-#define QOS_UNSEEN_MAX 250000000 // ns; a longer wait is not believed of a task of which nothing is known
+#define QOS_UNSEEN_MAX 1000000000 // ns; a longer wait is not believed of a task of which nothing is known
 
 // Set before the programs are loaded.
 const volatile u32 qos_shards = 1;          // copies of a slot's counters, a power of two; CPUs share them round robin

@@ -55,10 +55,12 @@ func TestWaitsAgreeWithTheKernel(t *testing.T) {
 	p := victim.run(work.Pulse(time.Millisecond, time.Millisecond).On(lastCPU()))
 	q := other.run(work.Spin.On(lastCPU()))
 	victim.waited(50 * time.Millisecond)
+	other.waited(50 * time.Millisecond)
 
 	before, otherBefore := runDelay(t, p.PID()), runDelay(t, q.PID())
 	w0, o0, b0 := victim.wait(), other.wait(), victim.blame()
 	victim.waited(time.Duration(w0.SumNS) + 300*time.Millisecond)
+	other.waited(time.Duration(o0.SumNS) + 50*time.Millisecond)
 	w1, o1, b1 := victim.wait(), other.wait(), victim.blame()
 	agree(t, "wait of the victim", w1.SumNS-w0.SumNS, runDelay(t, p.PID())-before, 0.1, 20*time.Millisecond)
 	agree(t, "wait of the other", o1.SumNS-o0.SumNS, runDelay(t, q.PID())-otherBefore, 0.1, 20*time.Millisecond)
@@ -289,10 +291,7 @@ func TestMovedTasksLoseNoWait(t *testing.T) {
 	victim.waited(100 * time.Millisecond)
 
 	before, w0 := runDelays(t, pids), victim.wait()
-	for i := range 500 {
-		moveTo(t, pids, i%2*lastCPU())
-		time.Sleep(time.Millisecond)
-	}
+	moveAbout(t, pids, time.Second)
 	agree(t, "wait", victim.wait().SumNS-w0.SumNS, runDelays(t, pids)-before, 0.05, 50*time.Millisecond)
 	t.Log(victim.describe())
 	if s := victim.share(SlotUnknown); s > 0.2 {
@@ -315,10 +314,7 @@ func TestMovedSleepersDoNotWait(t *testing.T) {
 	}
 	other.run(work.Spin)
 	other.run(work.Spin)
-	for i := range 3000 {
-		moveTo(t, pids, i%2*lastCPU())
-		time.Sleep(time.Millisecond)
-	}
+	moveAbout(t, pids, 4*time.Second)
 	var s Stats
 	if err := r.Stats(&s); err != nil {
 		t.Fatal(err)
@@ -353,6 +349,16 @@ func runDelays(t testing.TB, pids []int) (sum uint64) {
 		sum += runDelay(t, pid)
 	}
 	return sum
+}
+
+// moveAbout moves all threads of the processes from one CPU to the other and back, for as long as d.
+func moveAbout(t testing.TB, pids []int, d time.Duration) {
+	t.Helper()
+	start := time.Now()
+	for i := 0; time.Since(start) < d; i++ {
+		moveTo(t, pids, i%2*lastCPU())
+		time.Sleep(time.Millisecond)
+	}
 }
 
 // moveTo moves all threads of the processes to a CPU.
