@@ -73,7 +73,7 @@ func (c *reactionCmd) measure(ctx context.Context, s *site) (any, error) {
 	return r, nil
 }
 
-// situation runs bursts of two spinning processes per CPU beside an online service that uses half of each CPU. On a
+// situation runs bursts of two spinning processes per CPU beside an online service that uses most of each CPU. On a
 // saturated node, ordinary processes that belong to no pod keep every CPU busy all the time.
 func (c *reactionCmd) situation(ctx context.Context, s *site, saturated bool, extra []string) (row reactionRow, err error) {
 	defer s.stopAll()
@@ -105,7 +105,7 @@ func (c *reactionCmd) situation(ctx context.Context, s *site, saturated bool, ex
 	}
 	var burst []*work.Process
 	for cpu := range runtime.NumCPU() {
-		if _, err := s.start(web, work.Pulse(3*time.Millisecond, 3*time.Millisecond).On(cpu)); err != nil {
+		if _, err := s.start(web, work.Pulse(4*time.Millisecond, time.Millisecond).On(cpu)); err != nil {
 			return row, err
 		}
 		for range 2 {
