@@ -6,9 +6,11 @@ import (
 	"math"
 	"math/rand/v2"
 	"net/http"
+	"os"
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/qos-agent/qos-agent/bench/load"
@@ -31,6 +33,13 @@ func (k situation) String() string {
 
 // play measures the situations in rounds, each in random order: what else goes on in the machine meets all of them alike.
 func (s *stage) play(ctx context.Context) (*report, error) {
+	busy, err := busyShare(ctx, time.Second)
+	if err != nil {
+		return nil, err
+	}
+	if busy > tooBusy {
+		fmt.Printf("others are using %.0f %% of this machine's CPUs: the figures will be rough\n", 100*busy)
+	}
 	capacity, err := s.calibrate(ctx)
 	if err != nil {
 		return nil, err
@@ -41,6 +50,7 @@ func (s *stage) play(ctx context.Context) (*report, error) {
 	}
 	s.rate = rate
 	r := newReport(s, capacity)
+	r.Busy = busy
 	fmt.Printf("%s carries %.0f requests/s on CPUs %s; the demo asks for %.0f (%.0f %%)\n", s.web.what, capacity, s.cpus, rate, 100*rate/capacity)
 	rng := rand.New(rand.NewPCG(s.o.seed, 1))
 	for round := range s.o.rounds {
@@ -57,6 +67,42 @@ func (s *stage) play(ctx context.Context) (*report, error) {
 		return nil, fmt.Errorf("reaction: %w", err)
 	}
 	return r, s.leave(ctx, r)
+}
+
+// busyShare is the share of all CPU time that is used during d, while the demo itself rests.
+func busyShare(ctx context.Context, d time.Duration) (float64, error) {
+	before, err := cpuTimes()
+	if err != nil {
+		return 0, err
+	}
+	if err := sleep(ctx, d); err != nil {
+		return 0, err
+	}
+	after, err := cpuTimes()
+	if err != nil {
+		return 0, err
+	}
+	total := 0.0
+	for i := range after {
+		total += after[i] - before[i]
+	}
+	idle := after[3] - before[3] + after[4] - before[4] // idle and waiting for disks
+	return 1 - idle/max(total, 1), nil
+}
+
+// cpuTimes is the first line of /proc/stat without guest time, which is in user time already.
+func cpuTimes() (t [8]float64, err error) {
+	text, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return t, err
+	}
+	f := strings.Fields(string(text))
+	for i := range t {
+		if t[i], err = strconv.ParseFloat(f[i+1], 64); err != nil {
+			return t, fmt.Errorf("/proc/stat: %w", err)
+		}
+	}
+	return t, nil
 }
 
 // calibrate finds how many requests a second the service answers at most, by asking for more than that for moments.

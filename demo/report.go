@@ -28,6 +28,7 @@ type report struct {
 	Capacity float64 `json:"capacity_rps"`
 	Rate     float64 `json:"rate_rps"`
 	Windows  int     `json:"windows"`
+	Busy     float64 `json:"busy_before"` // share of the machine's CPU time that others used before the demo began
 
 	Alone   figures `json:"alone"`
 	Without figures `json:"without"` // colocated, the agent only watches
@@ -85,6 +86,9 @@ const (
 	harmAtLeast = 2.0 // p99 without the agent, as a multiple of alone
 	helpAtLeast = 2.0 // p99 without the agent, as a multiple of with it
 )
+
+// tooBusy is the share of the machine from which work of others spoils the figures.
+const tooBusy = 0.1
 
 // judge sums up and says what went wrong.
 func (r *report) judge() {
@@ -196,6 +200,9 @@ func (r *report) print(w io.Writer) {
 	for _, f := range r.Failures {
 		fmt.Fprintln(w, "FAILED:", f)
 	}
+	if r.Busy > tooBusy {
+		fmt.Fprintf(w, "Others were using %.0f %% of this machine: try again when it is quiet.\n", 100*r.Busy)
+	}
 }
 
 func orNobody(s string) string {
@@ -205,9 +212,9 @@ func orNobody(s string) string {
 	return s
 }
 
-// bar is logarithmic: latencies here differ by factors of hundreds. It begins at 50 us; three cells are a factor of two.
+// bar is logarithmic: latencies here differ by factors of hundreds. It begins at 50 us; two cells are a factor of two.
 func bar(us float64) string {
-	n := int(math.Round(3 * math.Log2(max(us, 50)/50)))
+	n := int(math.Round(2 * math.Log2(max(us, 50)/50)))
 	return strings.Repeat("█", min(max(n, 1), 34))
 }
 
