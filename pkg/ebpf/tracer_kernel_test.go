@@ -292,7 +292,11 @@ func TestMovedTasksLoseNoWait(t *testing.T) {
 
 	before, w0 := runDelays(t, pids), victim.wait()
 	moveAbout(t, pids, time.Second)
-	agree(t, "wait", victim.wait().SumNS-w0.SumNS, runDelays(t, pids)-before, 0.05, 50*time.Millisecond)
+	slack := 50 * time.Millisecond
+	if emulated() {
+		slack = 200 * time.Millisecond // the two are read further apart there
+	}
+	agree(t, "wait", victim.wait().SumNS-w0.SumNS, runDelays(t, pids)-before, 0.05, slack)
 	t.Log(victim.describe())
 	if s := victim.share(SlotUnknown); s > 0.2 {
 		t.Errorf("%.0f%% of the wait is unknown", 100*s)
