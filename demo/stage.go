@@ -54,7 +54,7 @@ func newStage(ctx context.Context, o options) (_ *stage, err error) {
 			err = errors.Join(err, s.close())
 		}
 	}()
-	if s.dir, err = os.MkdirTemp("", "qos-agent-demo-"); err != nil {
+	if s.dir, err = os.MkdirTemp("", groupName+strconv.Itoa(os.Getpid())+"-*"); err != nil {
 		return nil, err
 	}
 	fmt.Println("building qos-agent ...")
@@ -120,21 +120,13 @@ func twoCPUs() (cpuset.Set, error) {
 	return set, nil
 }
 
-// removeStale removes the groups of demos that were killed and could not do it themselves.
+// removeStale removes the groups and files of demos that were killed and could not do it themselves.
 func removeStale(h *cgroup.Hierarchy) error {
 	root, ok := h.Dir(cgroup.CPU, "/")
 	if !ok {
 		return errors.New("the cpu controller is not mounted")
 	}
-	found, err := filepath.Glob(filepath.Join(root, groupName+"*"))
-	if err != nil {
-		return err
-	}
-	for _, dir := range found {
-		pid, err := strconv.Atoi(strings.TrimPrefix(filepath.Base(dir), groupName))
-		if err != nil || unix.Kill(pid, 0) == nil {
-			continue // not ours, or one that runs
-		}
+	for _, dir := range stale(root, groupName+"*") {
 		t, err := groups.New(h, filepath.Base(dir))
 		if err != nil {
 			return err
@@ -143,7 +135,24 @@ func removeStale(h *cgroup.Hierarchy) error {
 			return err
 		}
 	}
+	for _, dir := range stale(os.TempDir(), groupName+"*-*") {
+		if err := os.RemoveAll(dir); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// stale are the directories whose names hold the process of a demo that does not run any more.
+func stale(dir, pattern string) (found []string) {
+	all, _ := filepath.Glob(filepath.Join(dir, pattern)) // the pattern is good
+	for _, name := range all {
+		text, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(name), groupName), "-")
+		if pid, err := strconv.Atoi(text); err == nil && errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
+			found = append(found, name)
+		}
+	}
+	return found
 }
 
 func (s *stage) startWork(ctx context.Context) (err error) {

@@ -134,9 +134,12 @@ func (w *web) answers(ctx context.Context) error {
 	}
 }
 
+// stop asks first: nginx then ends its workers itself, and they do not become orphans.
 func (w *web) stop() {
-	_ = syscall.Kill(-w.cmd.Process.Pid, syscall.SIGKILL) // it may have ended
-	_ = w.cmd.Wait()
+	_ = w.cmd.Process.Signal(syscall.SIGTERM) // it may have ended
+	late := time.AfterFunc(3*time.Second, func() { _ = syscall.Kill(-w.cmd.Process.Pid, syscall.SIGKILL) })
+	_ = w.cmd.Wait() // says that it was killed
+	late.Stop()
 }
 
 // findNginx looks for nginx, and on Debian with root installs it.
