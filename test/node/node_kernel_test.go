@@ -389,8 +389,15 @@ func TestCulpritIsCutAndInnocentIsNot(t *testing.T) {
 		guilty, innocent = f.blame(d, web, batch), f.blame(d, web, report)
 		return guilty > time.Second/2
 	})
-	if innocent > guilty/5 {
+	t.Logf("batch is blamed for %v and has used %v; report for %v and %v", guilty, f.used("batch"), innocent, f.used("report"))
+	if innocent > guilty/5 && !features.Emulated() {
 		t.Errorf("the culprit is blamed for %v and the innocent pod for %v", guilty, innocent)
+	}
+	// Some of web's threads may have waited for the same.
+	for name, blamed := range map[string]time.Duration{"batch": guilty, "report": innocent} {
+		if used := f.used(name); blamed > 2*used+50*time.Millisecond {
+			t.Errorf("%s is blamed for %v and has used %v", name, blamed, used)
+		}
 	}
 	f.policy("  mode: enforce" + rules)
 	s := f.wait(d, "batch to be cut", func(s *server.State) bool { return holds(s, batch, "cpu.idle") })
@@ -405,8 +412,8 @@ func TestCulpritIsCutAndInnocentIsNot(t *testing.T) {
 			t.Error("no reaction time was measured")
 		}
 	}
-	// What the host takes from an emulated CPU is in no account of the guest: it is time of whoever ran there, and now and then
-	// that is the innocent pod, with all of a long wait.
+	// QEMU emulates all CPUs by one thread, and goes on to the next when a task sets a timer, as one does that is about to sleep. In
+	// the guest that is time which this task has used: now and then the innocent pod really has all of a long wait.
 	if holds(s, report, "") && !features.Emulated() {
 		t.Errorf("the innocent pod was cut: %+v", s.Knobs)
 	}
@@ -425,6 +432,22 @@ func TestCulpritIsCutAndInnocentIsNot(t *testing.T) {
 	}
 	f.stop(d)
 	f.asBefore("after SIGTERM")
+}
+
+// used is the CPU time that a pod's group has used.
+func (f *fixture) used(name string) time.Duration {
+	f.t.Helper()
+	r, err := cgroup.OpenCPU(f.h, f.tree.Path(name))
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	defer r.Close()
+	var s cgroup.Scratch
+	var st cgroup.CPUStat
+	if err := r.Stat(&s, &st); err != nil {
+		f.t.Fatal(err)
+	}
+	return time.Duration(st.UsageNS)
 }
 
 // blame is how long the victim has waited while the culprit ran, by the metric.
