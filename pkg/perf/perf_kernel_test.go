@@ -3,17 +3,19 @@ package perf
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
-	"github.com/qos-agent/qos-agent/test/groups"
 )
 
-// stage is a control group below which tests make theirs, and the online CPUs.
-func stage(t *testing.T) (*cgroup.Hierarchy, *groups.Tree) {
+// stage is a new group of the perf_event hierarchy (or of cgroup v2) below which a test makes its own.
+func stage(t *testing.T) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: to make groups and to count for them")
@@ -22,16 +24,25 @@ func stage(t *testing.T) (*cgroup.Hierarchy, *groups.Tree) {
 	if err != nil {
 		t.Skipf("needs control groups: %v", err)
 	}
-	tree, err := groups.New(h, fmt.Sprintf("qos-agent-perf-%d", os.Getpid()))
-	if err != nil {
+	dir, ok := h.Dir(cgroup.PerfEvent, fmt.Sprintf("/qos-agent-perf-%d", os.Getpid()))
+	if !ok {
+		t.Skip("needs perf_event: the controller is not mounted")
+	}
+	makeGroup(t, dir)
+	return dir
+}
+
+func makeGroup(t *testing.T, dir string) string {
+	t.Helper()
+	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := tree.Remove(); err != nil {
+		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			t.Error(err)
 		}
 	})
-	return h, tree
+	return dir
 }
 
 func cpus(t *testing.T) []int {
@@ -49,7 +60,7 @@ func cpus(t *testing.T) []int {
 }
 
 // busy burns CPU inside a group for a while.
-func busy(t *testing.T, tree *groups.Tree, group string, d time.Duration) {
+func busy(t *testing.T, group string, d time.Duration) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], "-test.run=^TestBurnHelper$")
 	cmd.Env = append(os.Environ(), "PERF_BURN="+d.String())
@@ -65,7 +76,7 @@ func busy(t *testing.T, tree *groups.Tree, group string, d time.Duration) {
 			t.Error(err)
 		}
 	}()
-	if err := tree.Join(group, cmd.Process.Pid); err != nil {
+	if err := os.WriteFile(filepath.Join(group, "cgroup.procs"), []byte(strconv.Itoa(cmd.Process.Pid)), 0); err != nil {
 		t.Error(err)
 	}
 	_ = in.Close() // go
@@ -86,22 +97,14 @@ func TestBurnHelper(t *testing.T) {
 // TestSoftwareEventsShowThePlumbing counts with events that need no PMU: that a group's tasks are counted, those of groups below it too,
 // that others are not, and that a group that is gone can still be read.
 func TestSoftwareEventsShowThePlumbing(t *testing.T) {
-	h, tree := stage(t)
+	top := stage(t)
 	p := NewPool(Options{CPUs: cpus(t), Events: software()})
 	t.Cleanup(func() {
 		if err := p.Close(); err != nil {
 			t.Error(err)
 		}
 	})
-	group, err := tree.Make("pod/main")
-	if err != nil {
-		t.Fatal(err)
-	}
-	open := func(name string) *Group {
-		dir, ok := h.Dir(cgroup.PerfEvent, name)
-		if !ok {
-			t.Skip("needs perf_event: the controller is not mounted")
-		}
+	open := func(dir string) *Group {
 		g, err := p.Open(dir)
 		if errors.Is(err, ErrDenied) {
 			t.Skipf("needs leave to count: %v", err)
@@ -111,13 +114,11 @@ func TestSoftwareEventsShowThePlumbing(t *testing.T) {
 		}
 		return g
 	}
-	other, err := tree.Make("other")
-	if err != nil {
-		t.Fatal(err)
-	}
-	pod, own, idle := open(tree.Path("pod")), open(group), open(other)
+	podDir := makeGroup(t, filepath.Join(top, "pod"))
+	group := makeGroup(t, filepath.Join(podDir, "main"))
+	pod, own, idle := open(podDir), open(group), open(makeGroup(t, filepath.Join(top, "other")))
 	const burn = 300 * time.Millisecond
-	busy(t, tree, group, burn)
+	busy(t, group, burn)
 
 	var c Counts
 	for name, g := range map[string]*Group{"the group": own, "the group above": pod} {
@@ -142,7 +143,7 @@ func TestSoftwareEventsShowThePlumbing(t *testing.T) {
 	if err := own.Read(&before); err != nil {
 		t.Fatal(err)
 	}
-	if err := tree.Remove(); err != nil {
+	if err := os.Remove(group); err != nil {
 		t.Fatal(err)
 	}
 	if err := own.Read(&c); err != nil || c != before {
@@ -152,11 +153,7 @@ func TestSoftwareEventsShowThePlumbing(t *testing.T) {
 
 // TestHardwareEvents counts in hardware where there is some.
 func TestHardwareEvents(t *testing.T) {
-	h, tree := stage(t)
-	dir, ok := h.Dir(cgroup.PerfEvent, tree.Path())
-	if !ok {
-		t.Skip("needs perf_event: the controller is not mounted")
-	}
+	dir := stage(t)
 	if err := Probe(dir, cpus(t)[0]); err != nil {
 		if !errors.Is(err, ErrUnsupported) && !errors.Is(err, ErrDenied) {
 			t.Fatal(err)
@@ -173,11 +170,8 @@ func TestHardwareEvents(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	group, err := tree.Make("pod")
-	if err != nil {
-		t.Fatal(err)
-	}
-	busy(t, tree, group, 300*time.Millisecond)
+	group := makeGroup(t, filepath.Join(dir, "pod"))
+	busy(t, group, 300*time.Millisecond)
 	var c Counts
 	if err := g.Read(&c); err != nil {
 		t.Fatal(err)
