@@ -229,13 +229,13 @@ func (l *loop) onEvents() {
 // step decides and acts, and reports whether something was written.
 func (l *loop) step(s *signal.Snapshot) (wrote bool) {
 	if l.policy.compiled == nil {
-		l.setEventBound(0)
+		l.setBounds(policy.Objectives{})
 		return l.record(l.o.Executor.Apply(nil, actuate.Policy{}))
 	}
 	d := l.decide.Step(s, l.policy.compiled)
 	if s.Trigger == signal.Tick {
 		l.last = d
-		l.setEventBound(d.Spec.Objectives.CPUWaitEvent.D()) // a window of the policy may have opened or closed
+		l.setBounds(d.Spec.Objectives) // a window of the policy may have opened or closed
 	}
 	if l.acting {
 		outcomes := l.o.Executor.Apply(d.Plan, actuate.Policy{Edits: d.Spec.Safety.ExternalEdits})
@@ -250,11 +250,16 @@ func (l *loop) step(s *signal.Snapshot) (wrote bool) {
 	return wrote
 }
 
-// setEventBound sets the wait that is worth an event; 0: none is.
-func (l *loop) setEventBound(d time.Duration) {
-	if l.o.Tracer != nil {
-		l.o.Tracer.SetEventBound(d)
+// setBounds sets which waits are worth an event: single ones, and, unless those are turned off, too many beyond the objective.
+func (l *loop) setBounds(o policy.Objectives) {
+	if l.o.Tracer == nil {
+		return
 	}
+	often := o.CPUWaitP99.D()
+	if o.CPUWaitEvent == 0 {
+		often = 0
+	}
+	l.o.Tracer.SetBounds(o.CPUWaitEvent.D(), often)
 }
 
 // onMail takes what other goroutines have left.

@@ -18,6 +18,8 @@ type State struct {
 	verdicts []Verdict // reused
 	shares   []Share   // backs the verdicts' shares; reused
 	findings []Finding // reused
+	// accounted is what one event's waits went to; reused.
+	accounted []Share
 }
 
 // track is one online container's windows.
@@ -53,9 +55,7 @@ func (s *State) Step(v *View) ([]Verdict, []Finding) {
 	}
 	s.findings = s.findings[:0]
 	for i := range v.Events {
-		if f, ok := s.find(v, i); ok {
-			s.findings = append(s.findings, f)
-		}
+		s.find(v, i)
 	}
 	if v.Trigger != signal.Tick {
 		return nil, s.findings

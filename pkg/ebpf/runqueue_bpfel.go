@@ -67,6 +67,9 @@ type runqueueQosRow struct {
 	Walks     uint64
 	WalkedNs  uint64
 	LastEvent uint64
+	LastLong  uint64
+	Waits     uint64
+	Level     uint64
 }
 
 // Names of all BPF objects in the ELF.
@@ -84,7 +87,7 @@ const (
 	runqueueMapQosTasks         = "qos_tasks"
 	runqueueProgQosSchedMigrate = "qos_sched_migrate"
 	runqueueProgQosSchedSwitch  = "qos_sched_switch"
-	runqueueVarQosEventBound    = "qos_event_bound"
+	runqueueVarQosBounds        = "qos_bounds"
 	runqueueVarQosEventGap      = "qos_event_gap"
 	runqueueVarQosGroupBits     = "qos_group_bits"
 	runqueueVarQosShards        = "qos_shards"
@@ -158,13 +161,13 @@ type runqueueMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type runqueueVariableSpecs struct {
-	QosEventBound *ebpf.VariableSpec `ebpf:"qos_event_bound"`
-	QosEventGap   *ebpf.VariableSpec `ebpf:"qos_event_gap"`
-	QosGroupBits  *ebpf.VariableSpec `ebpf:"qos_group_bits"`
-	QosShards     *ebpf.VariableSpec `ebpf:"qos_shards"`
-	QosShared     *ebpf.VariableSpec `ebpf:"qos_shared"`
-	QosSlots      *ebpf.VariableSpec `ebpf:"qos_slots"`
-	QosWalkFrom   *ebpf.VariableSpec `ebpf:"qos_walk_from"`
+	QosBounds    *ebpf.VariableSpec `ebpf:"qos_bounds"`
+	QosEventGap  *ebpf.VariableSpec `ebpf:"qos_event_gap"`
+	QosGroupBits *ebpf.VariableSpec `ebpf:"qos_group_bits"`
+	QosShards    *ebpf.VariableSpec `ebpf:"qos_shards"`
+	QosShared    *ebpf.VariableSpec `ebpf:"qos_shared"`
+	QosSlots     *ebpf.VariableSpec `ebpf:"qos_slots"`
+	QosWalkFrom  *ebpf.VariableSpec `ebpf:"qos_walk_from"`
 }
 
 // runqueueObjects contains all objects after they have been loaded into the kernel.
@@ -216,13 +219,13 @@ func (m *runqueueMaps) Close() error {
 //
 // It can be passed to loadRunqueueObjects or ebpf.CollectionSpec.LoadAndAssign.
 type runqueueVariables struct {
-	QosEventBound *ebpf.Variable `ebpf:"qos_event_bound"`
-	QosEventGap   *ebpf.Variable `ebpf:"qos_event_gap"`
-	QosGroupBits  *ebpf.Variable `ebpf:"qos_group_bits"`
-	QosShards     *ebpf.Variable `ebpf:"qos_shards"`
-	QosShared     *ebpf.Variable `ebpf:"qos_shared"`
-	QosSlots      *ebpf.Variable `ebpf:"qos_slots"`
-	QosWalkFrom   *ebpf.Variable `ebpf:"qos_walk_from"`
+	QosBounds    *ebpf.Variable `ebpf:"qos_bounds"`
+	QosEventGap  *ebpf.Variable `ebpf:"qos_event_gap"`
+	QosGroupBits *ebpf.Variable `ebpf:"qos_group_bits"`
+	QosShards    *ebpf.Variable `ebpf:"qos_shards"`
+	QosShared    *ebpf.Variable `ebpf:"qos_shared"`
+	QosSlots     *ebpf.Variable `ebpf:"qos_slots"`
+	QosWalkFrom  *ebpf.Variable `ebpf:"qos_walk_from"`
 }
 
 // runqueuePrograms contains all programs after they have been loaded into the kernel.
