@@ -8,6 +8,7 @@
 #include "kernel.bpf.h"
 #include "quota.bpf.h"
 #include "switchlog.bpf.h"
+#include "waiting.bpf.h"
 
 char _license[] SEC("license") = "Dual BSD/GPL";
 
@@ -345,6 +346,7 @@ int qos_sched_switch(u64 *ctx)
 	u64 now = rq->clock;
 	u64 lost = now - rq->clock_task;
 	u32 slot = QOS_SLOT_SYSTEM;
+	c->rq = (u64)rq;
 
 	if (!next->pid) {
 		slot = QOS_SLOT_IDLE;

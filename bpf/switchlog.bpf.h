@@ -36,6 +36,7 @@ struct qos_cpu {
 	u32 slot; // of the task that is running
 	u32 walk; // counts walks, to tell the sums of one from those of another
 	u32 pad;
+	u64 rq; // address of the CPU's run queue; 0: not seen yet
 	u64 events_lost;
 	u64 events_suppressed;
 	u64 short_walks;

@@ -37,6 +37,10 @@ const roundsEvery = time.Second
 // so for as long as the container runtime is dead.
 const adoptFor = time.Minute
 
+// lookEvery is the time between two looks at who is waiting right now, if the bound of a long wait is not longer. A wait is accounted when
+// it ends, which may take much longer than a tick.
+const lookEvery = 10 * time.Millisecond
+
 // maxEventsAStep bounds the work of a step when the kernel reports faster than the loop decides.
 const maxEventsAStep = 64
 
@@ -52,6 +56,9 @@ type loop struct {
 
 	snapshot *signal.Snapshot // of the last tick
 	event    ebpf.Event       // reused
+	bound    time.Duration    // of a wait that has not ended; 0: nobody looks
+	looked   time.Duration
+	waiting  []ebpf.Event // reused
 	rounds   time.Duration
 	began    time.Duration
 	listed   bool // the collector has had a list of pods
@@ -100,7 +107,7 @@ func (l *loop) run() error {
 	l.report()
 	l.diary(decisionlog.Entry{Kind: decisionlog.KindAgent, Message: "the agent " + l.o.Version + " begins, mode " + string(l.mode())})
 	for !l.stop.Load() {
-		ready, err := l.poller.Wait()
+		ready, err := l.poller.Wait(l.nextLook())
 		if err != nil {
 			return errors.Join(err, l.restore())
 		}
@@ -108,6 +115,7 @@ func (l *loop) run() error {
 		if ready.Extra {
 			l.onEvents()
 		}
+		l.look()
 		if ready.Alarm {
 			l.step(l.o.Collector.Event())
 		}
@@ -226,16 +234,49 @@ func (l *loop) onEvents() {
 	}
 }
 
+// nextLook is how long the loop may sleep until it has to look who is waiting; 0: for ever.
+func (l *loop) nextLook() time.Duration {
+	if l.bound == 0 {
+		return 0
+	}
+	return max(time.Millisecond, l.looked+max(lookEvery, l.bound)-l.o.Clock.Now())
+}
+
+// look takes a step for long waits that have not ended.
+func (l *loop) look() {
+	now := l.o.Clock.Now()
+	if l.bound == 0 || l.snapshot == nil || now-l.looked < max(lookEvery, l.bound)-time.Millisecond {
+		return
+	}
+	l.looked = now
+	var err error
+	if l.waiting, err = l.o.Tracer.Waiting(l.bound, l.waiting[:0]); err != nil {
+		l.o.Log.Warn("look who waits", "error", err)
+		l.bound = 0 // until the next tick, which tries again
+		return
+	}
+	if len(l.waiting) == 0 {
+		return
+	}
+	for i := range l.waiting {
+		l.o.Collector.AddEvent(&l.waiting[i])
+	}
+	l.o.Instruments.Events.Add(uint64(len(l.waiting)))
+	if l.step(l.o.Collector.Event()) {
+		l.o.Instruments.Reaction.Observe(l.o.Clock.Now() - l.waiting[0].At)
+	}
+}
+
 // step decides and acts, and reports whether something was written.
 func (l *loop) step(s *signal.Snapshot) (wrote bool) {
 	if l.policy.compiled == nil {
-		l.setBounds(policy.Objectives{})
+		l.setBounds(policy.Objectives{}, nil)
 		return l.record(l.o.Executor.Apply(nil, actuate.Policy{}))
 	}
 	d := l.decide.Step(s, l.policy.compiled)
 	if s.Trigger == signal.Tick {
 		l.last = d
-		l.setBounds(d.Spec.Objectives) // a window of the policy may have opened or closed
+		l.setBounds(d.Spec.Objectives, d.Class) // a window of the policy may have opened or closed
 	}
 	if l.acting {
 		outcomes := l.o.Executor.Apply(d.Plan, actuate.Policy{Edits: d.Spec.Safety.ExternalEdits})
@@ -250,8 +291,9 @@ func (l *loop) step(s *signal.Snapshot) (wrote bool) {
 	return wrote
 }
 
-// setBounds sets which waits are worth an event: single ones, and, unless those are turned off, too many beyond the objective.
-func (l *loop) setBounds(o policy.Objectives) {
+// setBounds sets which waits are worth an event: single ones, and, unless those are turned off, too many beyond the objective. Waits that
+// have not ended are looked for where somebody can suffer and somebody can be held back.
+func (l *loop) setBounds(o policy.Objectives, class []policy.Class) {
 	if l.o.Tracer == nil {
 		return
 	}
@@ -260,6 +302,10 @@ func (l *loop) setBounds(o policy.Objectives) {
 		often = 0
 	}
 	l.o.Tracer.SetBounds(o.CPUWaitEvent.D(), often)
+	l.bound = 0
+	if slices.Contains(class, policy.Online) && slices.Contains(class, policy.Offline) {
+		l.bound = o.CPUWaitEvent.D()
+	}
 }
 
 // onMail takes what other goroutines have left.

@@ -10,7 +10,8 @@ import (
 // maxEvents is how many events wait for the next snapshot at most.
 const maxEvents = 256
 
-// AddEvent takes an event of the tracer for the next snapshot, Event's or Tick's.
+// AddEvent takes an event of the tracer for the next snapshot, Event's or Tick's. One that goes on must be in the next snapshot before the
+// tracer is asked again.
 func (c *Collector) AddEvent(e *ebpf.Event) {
 	if len(c.pending) == maxEvents {
 		c.dropped++
@@ -58,12 +59,15 @@ func (c *Collector) takeEvents(f *frame, trigger signal.Trigger) []signal.WaitEv
 		}
 		f.events = append(f.events, signal.WaitEvent{
 			At: e.At, Victim: int(victim), PID: e.PID, CPU: e.CPU, WaitNS: e.WaitNS, Culprit: c.culprit(e.Culprit), PartNS: e.PartNS,
-			Often: e.Often,
+			Often: e.Often, Ongoing: e.Ongoing,
 		})
 		at := &f.events[len(f.events)-1]
-		if trigger == signal.Tick {
+		switch {
+		case e.Ongoing:
+			at.Blame = c.partsBlame(f, e.Parts)
+		case trigger == signal.Tick:
 			at.Blame = f.containers[victim].Wait.Blame
-		} else {
+		default:
 			at.Blame = c.eventBlame(f, e.Victim)
 		}
 	}
@@ -75,7 +79,8 @@ func (c *Collector) takeEvents(f *frame, trigger signal.Trigger) []signal.WaitEv
 // one snapshot share it.
 func (c *Collector) eventBlame(f *frame, slot ebpf.Slot) []signal.Blame {
 	earlier := f.events[:len(f.events)-1]
-	if i := slices.IndexFunc(earlier, func(e signal.WaitEvent) bool { return e.Victim == f.events[len(earlier)].Victim }); i >= 0 {
+	same := func(e signal.WaitEvent) bool { return e.Victim == f.events[len(earlier)].Victim && !e.Ongoing }
+	if i := slices.IndexFunc(earlier, same); i >= 0 {
 		return earlier[i].Blame
 	}
 	ct := c.slots.holder[slot]
@@ -98,6 +103,16 @@ func (c *Collector) eventBlame(f *frame, slot ebpf.Slot) []signal.Blame {
 			ct.heard[i] = c.row[i]
 			f.blame = append(f.blame, signal.Blame{Culprit: c.culprit(ebpf.Slot(i)), NS: ns})
 		}
+	}
+	f.blame = merge(f.blame, from)
+	return f.blame[from:len(f.blame):len(f.blame)]
+}
+
+// partsBlame is what a wait that goes on is made of.
+func (c *Collector) partsBlame(f *frame, parts []ebpf.Part) []signal.Blame {
+	from := len(f.blame)
+	for _, p := range parts {
+		f.blame = append(f.blame, signal.Blame{Culprit: c.culprit(p.Slot), NS: p.NS})
 	}
 	f.blame = merge(f.blame, from)
 	return f.blame[from:len(f.blame):len(f.blame)]

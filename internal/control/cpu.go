@@ -350,7 +350,7 @@ func (c *CPU) thaw(in *Input) {
 func (c *CPU) hear(in *Input) {
 	for i := range in.Findings {
 		f := &in.Findings[i]
-		if !f.Often && (i == 0 || in.Findings[i-1].Event != f.Event) {
+		if !f.Often && !f.Ongoing && (i == 0 || in.Findings[i-1].Event != f.Event) {
 			c.count(in, f)
 		}
 		if f.Reason != judge.Contention {

@@ -8,7 +8,7 @@ import (
 )
 
 // find judges a long wait, and appends a finding for each pod that is to blame for it, or one that names nobody. A wait that counts alone
-// is counted in the victim's window whatever comes of it. There is no finding about what is no complaint: the victim is not
+// is counted in the victim's window when it has ended, whatever comes of it. There is no finding about what is no complaint: the victim is not
 // protected, the wait is inside the bound by now, or it is too old to act on.
 func (s *State) find(v *View, event int) {
 	e, o := &v.Events[event], &v.Spec.Objectives
@@ -21,13 +21,13 @@ func (s *State) find(v *View, event int) {
 		return
 	}
 	t := s.tracks[e.Victim]
-	if !e.Often {
+	if !e.Often && !e.Ongoing {
 		t.waits.events[0]++
 		t.waits.events[1]++
 	}
 	throttled, stolen := permille(t.quota.all[0], t.quota.all[1]), permille(s.steal.all[0], s.steal.all[1])
 
-	f := Finding{Event: event, Victim: e.Victim, Culprit: -1, Often: e.Often, Wait: time.Duration(e.WaitNS)}
+	f := Finding{Event: event, Victim: e.Victim, Culprit: -1, Often: e.Often, Ongoing: e.Ongoing, Wait: time.Duration(e.WaitNS)}
 	f.Began = e.At - f.Wait
 	s.alone(v, e, &f, throttled, stolen)
 	explained := f.Reason != Scattered && f.Reason != Unexplained

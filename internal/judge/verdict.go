@@ -184,6 +184,7 @@ type Finding struct {
 	// Reason is Contention if and only if Culprit names a pod.
 	Reason   Reason
 	Often    bool          // about too many waits beyond the objective, not about one that counts alone
+	Ongoing  bool          // about one that has not ended
 	Joint    bool          // no pod is a culprit alone, but all that findings of this event name are together
 	Permille int           // the culprit's share: of the wait, or of all waits that the event accounts for
 	Wait     time.Duration // how long it was, or the last of several

@@ -157,8 +157,10 @@ type WaitEvent struct {
 	// Often: the wait counts only together with others: more than a hundredth of the victim's waits of the last milliseconds
 	// exceeded the objective for other containers' sake.
 	Often bool
-	// Blame is where all that the victim has waited went since the tick or the event before, in the order of WaitSample.Blame; empty:
-	// not known.
+	// Ongoing: the wait has not ended. At is when it was looked at, WaitNS what it has lasted so far.
+	Ongoing bool
+	// Blame is where all that the victim has waited went since the tick or the event before, or, while it goes on, what the wait itself is
+	// made of; in the order of WaitSample.Blame. Empty: not known.
 	Blame []Blame
 }
 

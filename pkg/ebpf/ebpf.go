@@ -81,6 +81,9 @@ type Event struct {
 	// Often: it is not so long that it counts alone, but it is one of too many that exceed the lower bound. After such an event
 	// it takes as many long waits again until the next.
 	Often bool
+	// Ongoing: the task is still waiting (see [Tracer.Waiting]), and Parts are what every slot has had of its wait so far.
+	Ongoing bool
+	Parts   []Part
 }
 
 // Stats tells how well the kernel side is doing. All counters only grow.

@@ -28,6 +28,7 @@ type runqueueQosCpu struct {
 	Slot             uint32
 	Walk             uint32
 	Pad              uint32
+	Rq               uint64
 	EventsLost       uint64
 	EventsSuppressed uint64
 	ShortWalks       uint64
@@ -47,6 +48,12 @@ type runqueueQosGroup struct {
 	Row       uint32
 	Epoch     uint32
 	Throttled uint32
+}
+
+type runqueueQosLookArgs struct {
+	_     structs.HostLayout
+	Bound uint64
+	Cpus  uint64
 }
 
 type runqueueQosQuota struct {
@@ -72,6 +79,21 @@ type runqueueQosRow struct {
 	Level     uint64
 }
 
+type runqueueQosWaiters struct {
+	_  structs.HostLayout
+	N  uint64
+	At [64]struct {
+		_      structs.HostLayout
+		Queued uint64
+		Now    uint64
+		Lost   uint64
+		Slot   uint32
+		Cpu    uint32
+		Pid    int32
+		Pad    uint32
+	}
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -85,6 +107,8 @@ const (
 	runqueueMapQosSlotCounters  = "qos_slot_counters"
 	runqueueMapQosSums          = "qos_sums"
 	runqueueMapQosTasks         = "qos_tasks"
+	runqueueMapQosWaits         = "qos_waits"
+	runqueueProgQosLook         = "qos_look"
 	runqueueProgQosSchedMigrate = "qos_sched_migrate"
 	runqueueProgQosSchedSwitch  = "qos_sched_switch"
 	runqueueVarQosBounds        = "qos_bounds"
@@ -138,6 +162,7 @@ type runqueueSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type runqueueProgramSpecs struct {
+	QosLook         *ebpf.ProgramSpec `ebpf:"qos_look"`
 	QosSchedMigrate *ebpf.ProgramSpec `ebpf:"qos_sched_migrate"`
 	QosSchedSwitch  *ebpf.ProgramSpec `ebpf:"qos_sched_switch"`
 }
@@ -155,6 +180,7 @@ type runqueueMapSpecs struct {
 	QosSlotCounters *ebpf.MapSpec `ebpf:"qos_slot_counters"`
 	QosSums         *ebpf.MapSpec `ebpf:"qos_sums"`
 	QosTasks        *ebpf.MapSpec `ebpf:"qos_tasks"`
+	QosWaits        *ebpf.MapSpec `ebpf:"qos_waits"`
 }
 
 // runqueueVariableSpecs contains global variables before they are loaded into the kernel.
@@ -199,6 +225,7 @@ type runqueueMaps struct {
 	QosSlotCounters *ebpf.Map `ebpf:"qos_slot_counters"`
 	QosSums         *ebpf.Map `ebpf:"qos_sums"`
 	QosTasks        *ebpf.Map `ebpf:"qos_tasks"`
+	QosWaits        *ebpf.Map `ebpf:"qos_waits"`
 }
 
 func (m *runqueueMaps) Close() error {
@@ -212,6 +239,7 @@ func (m *runqueueMaps) Close() error {
 		m.QosSlotCounters,
 		m.QosSums,
 		m.QosTasks,
+		m.QosWaits,
 	)
 }
 
@@ -232,12 +260,14 @@ type runqueueVariables struct {
 //
 // It can be passed to loadRunqueueObjects or ebpf.CollectionSpec.LoadAndAssign.
 type runqueuePrograms struct {
+	QosLook         *ebpf.Program `ebpf:"qos_look"`
 	QosSchedMigrate *ebpf.Program `ebpf:"qos_sched_migrate"`
 	QosSchedSwitch  *ebpf.Program `ebpf:"qos_sched_switch"`
 }
 
 func (p *runqueuePrograms) Close() error {
 	return _RunqueueClose(
+		p.QosLook,
 		p.QosSchedMigrate,
 		p.QosSchedSwitch,
 	)

@@ -49,6 +49,7 @@ type Tracer struct {
 	rows     shared[runqueueQosRow]
 	blame    shared[uint64] // [row * slots + slot]
 	bounds   shared[bounds] // the one variable that is set at run time
+	looker   looker
 
 	mu       sync.Mutex
 	epoch    uint32      // of the last tracking
@@ -192,6 +193,9 @@ func (t *Tracer) open(o Options, cpus int) error {
 		return err
 	}
 	if t.bounds, err = mapShared[bounds](t.coll.Maps[".bss"], unix.PROT_READ|unix.PROT_WRITE); err != nil {
+		return err
+	}
+	if err = t.looker.open(t.coll, cpus); err != nil {
 		return err
 	}
 	if t.events, err = ringbuf.NewReader(t.coll.Maps[runqueueMapQosEvents]); err != nil {
@@ -452,7 +456,7 @@ func (t *Tracer) Close() error {
 	if t.events != nil {
 		errs = append(errs, t.events.Close())
 	}
-	errs = append(errs, t.groups.unmap(), t.counters.unmap(), t.cpus.unmap(), t.rows.unmap(), t.blame.unmap(), t.bounds.unmap())
+	errs = append(errs, t.groups.unmap(), t.counters.unmap(), t.cpus.unmap(), t.rows.unmap(), t.blame.unmap(), t.bounds.unmap(), t.looker.found.unmap())
 	t.coll.Close()
 	return errors.Join(errs...)
 }

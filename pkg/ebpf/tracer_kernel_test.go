@@ -366,6 +366,44 @@ func TestOftenIsAnEventToo(t *testing.T) {
 	}
 }
 
+// A wait that goes on is seen before it ends, with what it is made of so far.
+func TestWaitsThatGoOnAreSeen(t *testing.T) {
+	r := newRig(t, Options{})
+	victim, other := r.group("victim", true), r.group("other", false)
+	for g, weight := range map[*group]int{victim: 1, other: 10000} {
+		if err := r.tree.SetWeight(g.path, weight); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := victim.run(work.Spin.On(lastCPU()))
+	other.run(work.Spin.On(lastCPU()))
+	var found []Event
+	r.until("a wait of 20 ms that goes on", func() bool {
+		var err error
+		if found, err = r.Waiting(20*time.Millisecond, found[:0]); err != nil {
+			t.Fatal(err)
+		}
+		return len(found) > 0 && found[0].Culprit == other.slot
+	})
+	for _, e := range found {
+		t.Logf("%+v", e)
+		var sum uint64
+		for _, part := range e.Parts {
+			sum += part.NS
+		}
+		if !e.Ongoing || e.Victim != victim.slot || e.WaitNS <= 20_000_000 || sum != e.WaitNS || !isThread(p.PID(), int(e.PID)) || int(e.CPU) != lastCPU() {
+			t.Errorf("%+v; the parts add up to %d", e, sum)
+		}
+	}
+	if n := testing.AllocsPerRun(100, func() { found, _ = r.Waiting(time.Millisecond, found[:0]) }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+	p.Stop()
+	if found, err := r.Waiting(time.Millisecond, nil); err != nil || len(found) > 0 {
+		t.Errorf("nobody waits any more, found %+v, %v", found, err)
+	}
+}
+
 // A task that is moved while it is queued gets a new stamp; what it had waited before must not be lost, nor go unattributed.
 func TestMovedTasksLoseNoWait(t *testing.T) {
 	if lastCPU() == 0 {
