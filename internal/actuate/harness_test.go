@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/qos-agent/qos-agent/internal/journal"
 	"github.com/qos-agent/qos-agent/internal/knob"
 	"github.com/qos-agent/qos-agent/internal/policy"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
@@ -82,7 +83,7 @@ func (b *bench) open() {
 // kill ends the executor as kill -9 does: nothing is written any more, and the kernel closes its files.
 func (b *bench) kill() {
 	b.e.closeKnobs()
-	b.e.journal.close()
+	b.e.journal.Close()
 	b.e.lock.Close()
 	b.e = nil
 }

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
+	"github.com/qos-agent/qos-agent/internal/journal"
 	"github.com/qos-agent/qos-agent/internal/knob"
 	"github.com/qos-agent/qos-agent/internal/policy"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
@@ -124,7 +125,7 @@ func (m *model) maybeCrashing(do func()) {
 func (m *model) kill() {
 	m.crashIn = 0
 	m.e.closeKnobs()
-	m.e.journal.close()
+	m.e.journal.Close()
 	m.e.lock.Close()
 	m.open()
 }
