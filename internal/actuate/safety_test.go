@@ -30,7 +30,7 @@ func testOpenThaws(_ *testing.T, b *bench) {
 func TestDamagedJournalIsKept(t *testing.T) {
 	b := newBench(t, cgrouptest.NewFake(t, cgroup.Unified))
 	b.kill()
-	j, err := journal.Create(path.Join(b.runDir, journalName), []record{
+	j, err := journal.Create(filepath.Join(b.runDir, journalName), []record{
 		{Op: opBoot, Boot: "this-boot"}, {Op: opHold, Group: "/pod", Knob: "memory.high", ID: 1, Original: "max", Now: "1000"},
 	}, func(string) {})
 	if err != nil {
@@ -72,7 +72,7 @@ func TestJournalOfForbiddenGroup(t *testing.T) {
 	}
 	defer g.Close()
 	b.kill()
-	j, err := journal.Create(path.Join(b.runDir, journalName), []record{
+	j, err := journal.Create(filepath.Join(b.runDir, journalName), []record{
 		{Op: opBoot, Boot: "this-boot", Root: w.Hierarchy().Root()},
 		{Op: opHold, Group: "/kubepods", Knob: "cpu.weight", ID: g.ID(), Original: "1", Now: "100"},
 	}, func(string) {})
