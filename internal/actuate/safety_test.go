@@ -36,7 +36,7 @@ func TestDamagedJournalIsKept(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	j.close()
+	j.Close()
 	b.open()
 	text, err := os.ReadFile(filepath.Join(b.runDir, damagedName))
 	if err != nil || !strings.Contains(string(text), "memory.high") {
@@ -79,7 +79,7 @@ func TestJournalOfForbiddenGroup(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	j.close()
+	j.Close()
 	b.open()
 	b.results(results{}, b.e.RestoreAll())
 	if text, _ := w.Read("/kubepods", "cpu.weight"); text != "100\n" {
