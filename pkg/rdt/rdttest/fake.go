@@ -493,7 +493,7 @@ func (f *Fake) move(dir, text string, fail func(error, string) error) error {
 	}
 	at, lives := f.tasks[tid]
 	if !lives {
-		return fail(unix.ESRCH, fmt.Sprintf("No task %d", tid))
+		return fail(unix.ESRCH, f.about(tid, fmt.Sprintf("No task %d", tid)))
 	}
 	if parent, _, ok := split(dir); ok {
 		home, _, isMon := split(at)
@@ -501,11 +501,19 @@ func (f *Fake) move(dir, text string, fail func(error, string) error) error {
 			home = at
 		}
 		if home != parent {
-			return fail(unix.EINVAL, "Can't move task to different control group")
+			return fail(unix.EINVAL, f.about(tid, "Can't move task to different control group"))
 		}
 	}
 	f.tasks[tid] = dir
 	return nil
+}
+
+// about is what newer kernels add.
+func (f *Fake) about(tid int, status string) string {
+	if f.m.Old {
+		return status
+	}
+	return fmt.Sprintf("%s\nError while processing task %d", status, tid)
 }
 
 func (f *Fake) limit(dir string, g *group, text string, fail func(error, string) error) error {
