@@ -21,12 +21,12 @@ import (
 // As with CPUs, cuts are immediate and returns are slow; a level that brought trouble back is remembered and left alone for a time that
 // doubles.
 type RDT struct {
-	pods []*sharer          // by index into Pods; nil for what is not offline
-	byID map[uint32]*sharer // by PodID
-	own  []*owner           // by index into Pods; nil for what has no part of the cache for itself
-	owns map[uint32]*owner  // by PodID
-	// names of pods, by index into Pods: to make one allocates.
-	names []string
+	pods  []*sharer          // by index into Pods; nil for what is not offline
+	byID  map[uint32]*sharer // by PodID
+	own   []*owner           // by index into Pods; nil for what has no part of the cache for itself
+	owns  map[uint32]*owner  // by PodID
+	names []string           // of pods, by index into Pods
+	shut  []bool             // likewise: its group is off limits
 
 	suffering time.Duration // when somebody online was last in trouble that others may have made
 	unknown   time.Duration // when somebody online was last unknown
@@ -160,11 +160,12 @@ func (c *RDT) sync(in *Input) {
 	for _, o := range c.owns {
 		o.pod = -1
 	}
-	c.pods, c.own, c.names = c.pods[:0], c.own[:0], c.names[:0]
+	c.pods, c.own, c.names, c.shut = c.pods[:0], c.own[:0], c.names[:0], c.shut[:0]
 	for i, id := range in.PodID {
 		c.names = append(c.names, in.Pods[i].Key())
+		c.shut = append(c.shut, offLimits(in.Pods[i].Cgroup) != "")
 		var p *sharer
-		if in.Class[i] == policy.Offline && offLimits(in.Pods[i].Cgroup) == "" {
+		if in.Class[i] == policy.Offline && !c.shut[i] {
 			if p = c.byID[id]; p == nil {
 				p = &sharer{key: c.names[i], named: never, lastCut: never, pleaded: never}
 				for r := range p.limit {
@@ -279,7 +280,11 @@ func (c *RDT) survey(in *Input) {
 
 // weigh cuts the culprits that a verdict names, and everybody else who is noticeable only when these have nothing left.
 func (c *RDT) weigh(in *Input, v *judge.Verdict) {
-	if v.Axis != judge.Cache && v.Axis != judge.Bandwidth || v.Level != judge.Violated || v.Reason != judge.Contention {
+	if v.Axis != judge.Cache && v.Axis != judge.Bandwidth || v.Level != judge.Violated {
+		return
+	}
+	if v.Reason != judge.Contention {
+		c.undo(in, v)
 		return
 	}
 	named := v.Culprits()
@@ -307,6 +312,30 @@ func (c *RDT) weigh(in *Input, v *judge.Verdict) {
 	}
 	if v.Axis == judge.Cache && spent >= found {
 		c.deserve(in, v)
+	}
+}
+
+// undo takes back the last step up of pods whose cuts are known to have helped the victim. What an intervention has shown outweighs that
+// nobody looks suspicious: where occupancy is not measured, a stream that was given ways back moves no more than before.
+func (c *RDT) undo(in *Input, v *judge.Verdict) {
+	for _, p := range c.pods {
+		if p == nil || in.Now-p.lastCut < in.Spec.RDT.Cooldown.D() {
+			continue
+		}
+		pr := p.sharing(in.PodID[v.Pod])
+		if pr.belief <= beliefStart {
+			continue
+		}
+		for r := range resources {
+			l := &p.limit[r]
+			if l.n == 0 && !l.grown || !l.onProbation(in) {
+				continue
+			}
+			to, pause := l.beforeGrow, l.relapse(in)
+			c.note(in, p, r, Note{Rule: RuleRegrowUndo, Victim: c.names[v.Pod], CPI: v.CPI.CPI, CPIFence: v.CPI.CPIFence, Belief: pr.belief, Pause: pause}, to)
+			l.cut, l.grown, p.lastCut, p.named, l.victim = in.Now, false, in.Now, in.Now, c.names[v.Pod]
+			p.set(r, to, RuleRegrowUndo)
+		}
 	}
 }
 
@@ -425,9 +454,24 @@ func (c *RDT) verify(in *Input) {
 			continue
 		}
 		for i := range p.pairs {
-			if pr := &p.pairs[i]; pr.trial.open && in.Now >= pr.trial.due {
+			pr := &p.pairs[i]
+			switch {
+			case !pr.trial.open:
+			case in.Now >= pr.trial.due:
 				c.conclude(in, p, pr)
+			case in.Now-pr.trial.began < in.Spec.RDT.Cooldown.D():
+				pr.trial.worsen(in)
 			}
+		}
+	}
+}
+
+// worsen takes in how bad it was before the cut: the window that led to it had only begun to show that, and the next ones hold little yet of
+// what came after.
+func (t *attempt) worsen(in *Input) {
+	if at, ok := in.Judge.Index(t.container); ok {
+		if now, ok := in.Judge.ReadCPI(at); ok {
+			t.cpi = max(t.cpi, now.CPI)
 		}
 	}
 }
@@ -650,7 +694,7 @@ func (c *RDT) Shares(in *Input, dst []knob.Share) []knob.Share {
 		return dst
 	}
 	for i := range in.Pods {
-		s := knob.Share{Cgroup: in.Pods[i].Cgroup}
+		s := knob.Share{Pod: c.names[i], Cgroup: in.Pods[i].Cgroup}
 		switch in.Class[i] {
 		case policy.Online:
 			s.Role = knob.RoleOnline
@@ -659,19 +703,14 @@ func (c *RDT) Shares(in *Input, dst []knob.Share) []knob.Share {
 		default:
 			continue
 		}
-		if offLimits(s.Cgroup) != "" {
+		if c.shut[i] {
 			continue
 		}
 		if p := c.pods[i]; p != nil {
-			s.Pod = p.key
 			s.Ways, s.MB = p.part(ways), p.part(bandwidth)
-		} else if o := c.own[i]; o != nil {
-			s.Pod = o.key
-			if o.n > 0 {
-				s.Own, s.Ways = true, knob.Part{N: o.n, Owner: OwnerCache, Rule: RuleOwnWays}
-			}
-		} else {
-			s.Pod = c.names[i]
+		}
+		if o := c.own[i]; o != nil && o.n > 0 {
+			s.Own, s.Ways = true, knob.Part{N: o.n, Owner: OwnerCache, Rule: RuleOwnWays}
 		}
 		dst = append(dst, s)
 	}

@@ -65,14 +65,14 @@ type State struct {
 	rdt    control.RDT
 
 	shares []knob.Share
-	mode  policy.Mode
-	raw   []knob.Want // what the controllers want, in their order, this step
-	prior []knob.Want // and the step before
-	plan  []knob.Want // sorted, no target twice
-	notes []control.Note
-	grant []control.Grant
-	view  judge.View
-	input control.Input
+	mode   policy.Mode
+	raw    []knob.Want // what the controllers want, in their order, this step
+	prior  []knob.Want // and the step before
+	plan   []knob.Want // sorted, no target twice
+	notes  []control.Note
+	grant  []control.Grant
+	view   judge.View
+	input  control.Input
 }
 
 // New is a state that remembers nothing.

@@ -55,6 +55,8 @@ type suspect struct {
 	pod   int    // index into Pods; -1: gone
 	mbps  uint64 // traffic now
 	calm  uint64 // and while the victim was well: an average, in sixteenths of MB/s
+	occ   uint64 // L3 that it holds now, KiB; 0: not known
+	calmO uint64 // and held while the victim was well, in sixteenths of KiB
 	known bool   // calm means something
 	score int64  // as above, in thousandths of thousandths
 }
@@ -307,17 +309,24 @@ func (s *State) read(v *View, c *signal.ContainerSample, t *track) {
 		ev.MPKIFence = b.mpki.fence(j.MPKIRisePercent, leastMPKI)
 		ev.OccupancyBaseline, ev.DomainBaseline = uint64(b.occ)<<10, uint64(b.bw)
 	}
-	now.high = ev.BusPercent >= v.Spec.RDT.Bandwidth.StressedPercent
-	if v.Spec.RDT.Bandwidth.TotalMBps == 0 {
-		// What was seen so far is only a guess at what there is: the traffic must also have grown.
-		now.high = now.high && ev.DomainMBps > ev.DomainBaseline*3/2+quietMBps
-	}
+	now.high = high(ev, &v.Spec.RDT.Bandwidth)
 	if now.ok && now.fit && ev.CPI > ev.CPIFence {
 		t.cpi.over++
 	} else if now.ok {
 		t.cpi.over = 0
 	}
 	t.cpi.now = now
+}
+
+// high reports whether memory may be what slows the container down: the bus is so full that memory is slow for everybody, or the
+// container misses at all, so that it can feel latency, and there is a lot more traffic than while it was well.
+func high(ev *CPIEvidence, b *policy.BandwidthControl) bool {
+	stressed := ev.BusPercent >= b.StressedPercent
+	grown := ev.DomainMBps > ev.DomainBaseline*3/2+quietMBps
+	if b.TotalMBps == 0 {
+		stressed = stressed && grown // of the most that was seen so far, which says little by itself
+	}
+	return stressed || grown && ev.MPKI >= leastMPKI && ev.BusPercent*2 >= b.StressedPercent
 }
 
 // suspect takes in what every other pod does while the victim is as it is.
@@ -334,7 +343,7 @@ func (s *State) suspect(v *View, victim int, t *cpiTrack) {
 		n := s.traffic.here(pod)
 		hint = t.entry(pod, v.PodID[pod], hint)
 		x := &t.suspects[hint]
-		x.mbps = n
+		x.mbps, x.occ = n, s.traffic.pods[pod].occupancy>>10
 		sum += n
 		gain += x.gain()
 	}
@@ -361,22 +370,25 @@ func watchCPI(ev *CPIEvidence, percent int) uint64 {
 	return ev.CPIBaseline + (ev.CPIFence-ev.CPIBaseline)*uint64(percent)/100
 }
 
-// gain is what the suspect does beyond what it did while the victim was well.
+// gain is what the suspect does beyond what it did while the victim was well: traffic that is new, or old traffic that goes through
+// cache that it did not hold then. (A stream moves the same with one way as with ten.)
 func (x *suspect) gain() uint64 {
-	calm := x.calm >> calmShift
-	if x.mbps <= calm {
-		return 0
+	calm, held := x.calm>>calmShift, x.calmO>>calmShift
+	more := x.mbps - min(x.mbps, calm)
+	if x.occ > held {
+		more = max(more, x.mbps*(x.occ-held)/x.occ)
 	}
-	return x.mbps - calm
+	return more
 }
 
-// settle takes the present traffic as harmless.
+// settle takes what the suspect does now as harmless.
 func (x *suspect) settle() {
 	if !x.known {
-		x.known, x.calm = true, x.mbps<<calmShift
+		x.known, x.calm, x.calmO = true, x.mbps<<calmShift, x.occ<<calmShift
 		return
 	}
-	x.calm = x.calm - x.calm>>calmShift + x.mbps
+	x.calm += x.mbps - x.calm>>calmShift
+	x.calmO += x.occ - x.calmO>>calmShift
 }
 
 // entry finds or makes the entry of a pod; pods come in the same order each time.
@@ -506,7 +518,7 @@ func (s *State) name(v *View, c *cpiTrack, vd *Verdict) {
 	slices.SortFunc(vd.Shares, byShare)
 	vd.Reason = Scattered
 	if vd.Level == Violated {
-		if vd.Named, vd.Joint = culprits(&v.Spec.Judge, vd.Shares, total); vd.Named > 0 {
+		if vd.Named, vd.Joint = rivals(&v.Spec.Judge, vd.Shares, total); vd.Named > 0 {
 			vd.Reason = Contention
 		}
 	}
@@ -514,6 +526,24 @@ func (s *State) name(v *View, c *cpiTrack, vd *Verdict) {
 		vd.Shares[i].Permille = permille(vd.Shares[i].NS, total)
 		vd.Shares[i].NS = 0
 	}
+}
+
+// rivals counts the leading shares that are to blame: all that are of the size of the largest, half of it or more, if the largest
+// reaches CulpritPercent alone or all of them JointPercent together; or else the fewest that do. Unlike CPU time, cache and bandwidth
+// that some of several equals give up go to the others, not to the victim.
+func rivals(j *policy.Judge, shares []Share, total uint64) (n int, joint bool) {
+	if len(shares) == 0 {
+		return 0, false
+	}
+	sum, alone := uint64(0), shares[0].NS*100 >= total*uint64(j.CulpritPercent)
+	for n < len(shares) && shares[n].NS*2 >= shares[0].NS {
+		sum += shares[n].NS
+		n++
+	}
+	if alone || sum*100 >= total*uint64(j.JointPercent) {
+		return n, !alone
+	}
+	return culprits(j, shares, total)
 }
 
 // absent reports whether a pod is known to hold so little of the cache that it cannot have pushed anybody out of it.
