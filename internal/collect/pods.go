@@ -25,6 +25,7 @@ type pod struct {
 	quotaAt time.Duration // when quota was read; 0: never
 	stat    cgroup.CPUStat
 	statAt  time.Duration // when stat was read; 0: never
+	rdt     monitoring
 
 	// Totals since the pod was first seen. What containers of one name counted is added up, so that a restart sets nothing back.
 	totals map[string]*totals
@@ -77,6 +78,7 @@ func (c *Collector) SetPods(pods []signal.Pod, victim func(*signal.Pod) bool) {
 		}
 	}
 
+	c.perf.stale = true
 	clear(c.list) // what has ended is not to be kept alive
 	c.list = c.list[:0]
 	for i := range pods {
@@ -126,6 +128,7 @@ func (c *Collector) endPod(p *pod) {
 
 func (p *pod) close(c *Collector) {
 	c.closed(p.cpu.Close())
+	p.rdt.close()
 	p.cpu, p.quota, p.quotaAt, p.statAt = nil, cgroup.CPUQuota{}, 0, 0
 }
 

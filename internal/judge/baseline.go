@@ -72,13 +72,17 @@ func binOf(milliCPU uint64) int {
 	return min(2*n+int(milliCPU>>(n-1)&1), maxBin)
 }
 
+// octave is how many bins apart two levels of use may be to speak for each other.
+const octave = 2
+
 // find gives the bin for a use, or if it holds less than least samples the one nearest to it that does, lower bins first: who is
-// slowed down uses more CPU for the same work, and so comes from below.
+// slowed down uses more CPU for the same work, and so comes from below. A container whose use swings about the edge of two bins fills
+// both slowly: the larger of neighbours that hold enough together will do.
 func (b *baseline) find(bin, least int) *Bin {
 	var best *Bin
 	distance := 0
-	for _, c := range b.bins {
-		if len(c.Samples) < least {
+	for i, c := range b.bins {
+		if len(c.Samples) < least && (!b.largest(i) || b.around(i) < least) {
 			continue
 		}
 		if d := max(bin-c.Bin, c.Bin-bin); best == nil || d < distance {
@@ -86,6 +90,26 @@ func (b *baseline) find(bin, least int) *Bin {
 		}
 	}
 	return best
+}
+
+// around is how many samples the bins within an octave of the one at index i hold.
+func (b *baseline) around(i int) (n int) {
+	for _, c := range b.bins {
+		if max(b.bins[i].Bin-c.Bin, c.Bin-b.bins[i].Bin) <= octave {
+			n += len(c.Samples)
+		}
+	}
+	return n
+}
+
+// largest reports whether no bin within an octave of the one at index i holds more.
+func (b *baseline) largest(i int) bool {
+	for _, c := range b.bins {
+		if max(b.bins[i].Bin-c.Bin, c.Bin-b.bins[i].Bin) <= octave && len(c.Samples) > len(b.bins[i].Samples) {
+			return false
+		}
+	}
+	return true
 }
 
 // bin finds or makes a bin.
