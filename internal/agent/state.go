@@ -130,6 +130,7 @@ func (l *loop) nodeState(n *server.Node) {
 		}
 	}
 	n.Signals.Pressure = l.pressure(&s.PSI)
+	n.RDT = l.nodeRDT(s)
 }
 
 // podStates adds every pod with its containers' signals.
@@ -141,11 +142,15 @@ func (l *loop) podStates(s *server.State) {
 		class, rule := l.class(i)
 		s.Pods[i] = server.Pod{
 			Namespace: p.Namespace, Name: p.Name, UID: p.UID, QoSClass: string(p.QoS), Class: string(class), ClassRule: rule, Cgroup: p.Cgroup,
+			Limits: l.limits(i),
 		}
 	}
 	for i := range snap.Containers {
 		c := &snap.Containers[i]
 		id := &snap.Pods[c.Pod].Containers[c.Container]
+		if rdt := l.podRDT(&c.RDT); rdt != nil {
+			s.Pods[c.Pod].RDT = rdt
+		}
 		s.Pods[c.Pod].Containers = append(s.Pods[c.Pod].Containers, server.Container{
 			Name: id.Name, ID: id.ID, PID: id.PID, Cgroup: id.Cgroup, Signals: l.signals(i, c),
 		})
@@ -184,6 +189,7 @@ func (l *loop) signals(i int, c *signal.ContainerSample) server.Signals {
 		out.Memory = &server.Memory{AgeSeconds: l.age(c.Memory.At), CurrentBytes: c.Memory.Current, WorkingSetBytes: c.Memory.WorkingSet}
 	}
 	out.Pressure = l.pressure(&c.PSI)
+	out.CPI = l.cpiState(&c.Perf)
 	return out
 }
 
@@ -215,6 +221,7 @@ func (l *loop) verdictStates(s *server.State) {
 			Axis: v.Axis.String(), Level: v.Level.String(), SinceSeconds: (snap.Now - v.Since).Seconds(), Reason: v.Reason.String(), Joint: v.Joint,
 			Evidence: server.Evidence{
 				Samples: v.Samples, WindowSeconds: v.Window.Seconds(), P99Seconds: v.P99.Seconds(), ObjectiveSeconds: v.Objective.Seconds(),
+				CPI:        cpiEvidence(v),
 				StallRatio: permille(v.StallPermille), StallObjectiveRatio: permille(v.StallObjective),
 				ThrottledRatio: permille(v.ThrottledPermille), StealRatio: permille(v.StealPermille), AttributedSeconds: seconds(v.AttributedNS),
 			},
@@ -232,7 +239,7 @@ func (l *loop) verdictStates(s *server.State) {
 func (l *loop) blame(v *judge.Verdict) []server.Blame {
 	var out []server.Blame
 	for _, share := range v.Shares {
-		out = append(out, server.Blame{Culprit: party(&l.snapshot.Pods[share.Pod]), Ratio: permille(share.Permille), Seconds: seconds(share.NS)})
+		out = append(out, server.Blame{Culprit: party(&l.snapshot.Pods[share.Pod]), Ratio: permille(share.Permille), Seconds: seconds(share.NS), BytesPerSecond: float64(share.MBps) * 1e6})
 	}
 	for part, share := range v.Parts {
 		if share > 0 {

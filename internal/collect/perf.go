@@ -55,7 +55,6 @@ type counting struct {
 	at     time.Duration // of counts; 0: none
 	counts perf.Counts
 	scarce bool // it was said that its counters ran less than half of the time
-	totals perf.Counts
 }
 
 // rankEvery is the time between two choices of who is counted when there are too many.
@@ -156,7 +155,7 @@ func (c *Collector) readPerf(now time.Duration, ct *container) {
 	ct.works(signalPerf)
 	if p.at != 0 {
 		ct.sample.Perf = perfSample(now, p.at, &p.counts, &before)
-		p.total(&p.counts, &before)
+		ct.totals.count(&p.counts, &before)
 		c.sayScarce(ct)
 	}
 	p.at = now
@@ -209,11 +208,12 @@ func perfSample(now, since time.Duration, n, before *perf.Counts) signal.PerfSam
 	return s
 }
 
-func (p *counting) total(n, before *perf.Counts) {
-	p.totals.Cycles += n.Cycles - before.Cycles
-	p.totals.Instructions += n.Instructions - before.Instructions
-	p.totals.LLCRefs += n.LLCRefs - before.LLCRefs
-	p.totals.LLCMisses += n.LLCMisses - before.LLCMisses
+func (t *totals) count(n, before *perf.Counts) {
+	t.counted = true
+	t.counters.Cycles += n.Cycles - before.Cycles
+	t.counters.Instructions += n.Instructions - before.Instructions
+	t.counters.LLCRefs += n.LLCRefs - before.LLCRefs
+	t.counters.LLCMisses += n.LLCMisses - before.LLCMisses
 }
 
 // sayScarce says once of a container that its counts are more extrapolated than counted.

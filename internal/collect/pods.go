@@ -8,6 +8,7 @@ import (
 	"github.com/qos-agent/qos-agent/internal/signal"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
 	"github.com/qos-agent/qos-agent/pkg/ebpf"
+	"github.com/qos-agent/qos-agent/pkg/perf"
 )
 
 // PodRef names a pod for good: a pod that is made again under the same name has another UID.
@@ -39,6 +40,8 @@ type totals struct {
 	wait     ebpf.Wait // of containers that have ended; what lives is in container.wait
 	hasCPU   bool
 	cpu      cgroup.CPUStat
+	counted  bool
+	counters perf.Counts
 }
 
 // containerKey is everything about a container that makes it another one if it changes.

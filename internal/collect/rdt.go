@@ -165,6 +165,7 @@ type bus struct {
 	again   bool
 	samples [2][]signal.DomainBandwidth
 	turn    int
+	total   []signal.RDTDomainSample // since the beginning, ascending
 }
 
 // busListEvery is the time between two looks at which control groups there are.
@@ -215,6 +216,7 @@ func (c *Collector) readBus(now time.Duration) {
 				out = slices.Insert(out, at, signal.DomainBandwidth{ID: d.ID, At: now, State: signal.RDTOK})
 			}
 			out[at].TotalBytes += d.TotalBytes
+			b.add(d.ID, d.TotalBytes)
 			out[at].State = max(out[at].State, s.State)
 			out[at].Span = max(out[at].Span, s.Span)
 		}
@@ -222,6 +224,14 @@ func (c *Collector) readBus(now time.Duration) {
 	c.failing &^= 1 << signalRDT
 	b.samples[b.turn] = out
 	c.node.sample.Bandwidth = out
+}
+
+func (b *bus) add(domain int, bytes uint64) {
+	at, ok := slices.BinarySearchFunc(b.total, domain, func(x signal.RDTDomainSample, id int) int { return x.ID - id })
+	if !ok {
+		b.total = slices.Insert(b.total, at, signal.RDTDomainSample{ID: domain})
+	}
+	b.total[at].TotalBytes += bytes
 }
 
 func (b *bus) close() {
