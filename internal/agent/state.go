@@ -184,6 +184,17 @@ func (l *loop) signals(i int, c *signal.ContainerSample) server.Signals {
 		out.Memory = &server.Memory{AgeSeconds: l.age(c.Memory.At), CurrentBytes: c.Memory.Current, WorkingSetBytes: c.Memory.WorkingSet}
 	}
 	out.Pressure = l.pressure(&c.PSI)
+	if p := &c.Perf; p.At != 0 && p.RunningPercent > 0 {
+		cpi, _ := p.CPI()
+		mpki, _ := p.MPKI()
+		out.Perf = &server.Perf{AgeSeconds: l.age(p.At), SpanSeconds: p.Span.Seconds(), CPI: cpi, MPKI: mpki, RunningRatio: float64(p.RunningPercent) / 100}
+	}
+	if r := &c.RDT; r.At != 0 && r.State == signal.RDTOK {
+		out.RDT = &server.RDT{AgeSeconds: l.age(r.At), OccupancyBytes: r.OccupancyBytes}
+		if r.Span > 0 {
+			out.RDT.BandwidthBytesPerSecond = float64(r.TotalBytes) / r.Span.Seconds()
+		}
+	}
 	return out
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"testing"
@@ -76,7 +77,7 @@ var errHung = errors.New("no answer")
 
 func newTestServer(t *testing.T, p Provider, i *Instruments) *Server {
 	t.Helper()
-	s, err := New(Options{Provider: p, Decisions: &fakeDecisions{}, Instruments: i, Version: "v1.2.3", Log: discard()})
+	s, err := New(Options{Provider: p, Decisions: &fakeDecisions{}, Page: http.NotFoundHandler(), Instruments: i, Version: "v1.2.3", Log: discard()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -141,6 +141,24 @@ type Signals struct {
 	CPU      *CPUUse   `json:"cpu,omitempty"`
 	Memory   *Memory   `json:"memory,omitempty"`
 	Pressure *Pressure `json:"pressure,omitempty"`
+	Perf     *Perf     `json:"perf,omitempty"`
+	RDT      *RDT      `json:"rdt,omitempty"` // of the whole pod, at its first container
+}
+
+// Perf is what hardware counters say of a container's use of the CPU. CPI and MPKI are 0 when it ran no instruction.
+type Perf struct {
+	AgeSeconds   float64 `json:"ageSeconds"`
+	SpanSeconds  float64 `json:"spanSeconds"`
+	CPI          float64 `json:"cpi"`          // cycles per instruction
+	MPKI         float64 `json:"mpki"`         // LLC misses per thousand instructions
+	RunningRatio float64 `json:"runningRatio"` // of the span in which the counters had hardware to count with, 0 to 1
+}
+
+// RDT is a pod's use of the last-level cache and of memory bandwidth, from resctrl.
+type RDT struct {
+	AgeSeconds              float64 `json:"ageSeconds"`
+	OccupancyBytes          uint64  `json:"occupancyBytes"`
+	BandwidthBytesPerSecond float64 `json:"bandwidthBytesPerSecond"`
 }
 
 // Wait is run-queue wait over the judge's window.
