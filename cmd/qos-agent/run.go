@@ -21,6 +21,7 @@ import (
 	"github.com/qos-agent/qos-agent/internal/clock"
 	"github.com/qos-agent/qos-agent/internal/collect"
 	"github.com/qos-agent/qos-agent/internal/decisionlog"
+	"github.com/qos-agent/qos-agent/internal/page"
 	"github.com/qos-agent/qos-agent/internal/pods"
 	"github.com/qos-agent/qos-agent/internal/policy"
 	"github.com/qos-agent/qos-agent/internal/sched"
@@ -229,7 +230,9 @@ func (c *runCmd) serve(ctx context.Context, p parts) (err error) {
 	if err != nil {
 		return err
 	}
-	web, err := server.New(server.Options{Provider: loop, Decisions: p.decisions, Instruments: instruments, Version: version, Log: log})
+	web, err := server.New(server.Options{
+		Provider: loop, Decisions: p.decisions, Page: page.New(loop, log), Instruments: instruments, Version: version, Log: log,
+	})
 	if err != nil {
 		return err
 	}

@@ -8,28 +8,12 @@ import (
 	"github.com/qos-agent/qos-agent/internal/signal"
 )
 
-// cpiState is nil where nothing was counted.
-func (l *loop) cpiState(p *signal.PerfSample) *server.CPIUse {
-	if p.At == 0 {
-		return nil
-	}
-	cpi, ok := p.CPI()
-	if !ok {
-		return nil
-	}
-	mpki, _ := p.MPKI()
-	return &server.CPIUse{
-		AgeSeconds: l.age(p.At), SpanSeconds: p.Span.Seconds(), CPI: cpi, MPKI: mpki, Instructions: p.Instructions,
-		RunningRatio: float64(p.RunningPercent) / 100,
-	}
-}
-
-// podRDT is nil where resctrl counts nothing for the pod.
-func (l *loop) podRDT(r *signal.RDTSample) *server.PodRDT {
+// rdtState is nil where resctrl counts nothing for the pod.
+func (l *loop) rdtState(r *signal.RDTSample) *server.RDT {
 	if r.State == signal.RDTNone {
 		return nil
 	}
-	out := &server.PodRDT{AgeSeconds: l.age(r.At), State: rdtState(r.State), OccupancyBytes: r.OccupancyBytes, Domains: []server.RDTDomain{}}
+	out := &server.RDT{AgeSeconds: l.age(r.At), State: readable(r.State), OccupancyBytes: r.OccupancyBytes, Domains: []server.RDTDomain{}}
 	span := r.Span.Seconds()
 	if span > 0 {
 		out.BandwidthBytesPerSecond, out.LocalBytesPerSecond = float64(r.TotalBytes)/span, float64(r.LocalBytes)/span
@@ -44,7 +28,7 @@ func (l *loop) podRDT(r *signal.RDTSample) *server.PodRDT {
 	return out
 }
 
-func rdtState(s signal.RDTState) string {
+func readable(s signal.RDTState) string {
 	switch s {
 	case signal.RDTOK:
 		return "ok"
@@ -79,7 +63,7 @@ func (l *loop) nodeRDT(n *signal.Node) *server.NodeRDT {
 		out.Domains = append(out.Domains, row)
 		out.AgeSeconds, worst = l.age(d.At), max(worst, d.State)
 	}
-	out.MonitorState = rdtState(worst)
+	out.MonitorState = readable(worst)
 	return out
 }
 

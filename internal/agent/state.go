@@ -148,9 +148,6 @@ func (l *loop) podStates(s *server.State) {
 	for i := range snap.Containers {
 		c := &snap.Containers[i]
 		id := &snap.Pods[c.Pod].Containers[c.Container]
-		if rdt := l.podRDT(&c.RDT); rdt != nil {
-			s.Pods[c.Pod].RDT = rdt
-		}
 		s.Pods[c.Pod].Containers = append(s.Pods[c.Pod].Containers, server.Container{
 			Name: id.Name, ID: id.ID, PID: id.PID, Cgroup: id.Cgroup, Signals: l.signals(i, c),
 		})
@@ -189,7 +186,12 @@ func (l *loop) signals(i int, c *signal.ContainerSample) server.Signals {
 		out.Memory = &server.Memory{AgeSeconds: l.age(c.Memory.At), CurrentBytes: c.Memory.Current, WorkingSetBytes: c.Memory.WorkingSet}
 	}
 	out.Pressure = l.pressure(&c.PSI)
-	out.CPI = l.cpiState(&c.Perf)
+	if p := &c.Perf; p.At != 0 && p.RunningPercent > 0 {
+		cpi, _ := p.CPI()
+		mpki, _ := p.MPKI()
+		out.Perf = &server.Perf{AgeSeconds: l.age(p.At), SpanSeconds: p.Span.Seconds(), CPI: cpi, MPKI: mpki, RunningRatio: float64(p.RunningPercent) / 100}
+	}
+	out.RDT = l.rdtState(&c.RDT)
 	return out
 }
 

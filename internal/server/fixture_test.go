@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"testing"
@@ -76,7 +77,7 @@ var errHung = errors.New("no answer")
 
 func newTestServer(t *testing.T, p Provider, i *Instruments) *Server {
 	t.Helper()
-	s, err := New(Options{Provider: p, Decisions: &fakeDecisions{}, Instruments: i, Version: "v1.2.3", Log: discard()})
+	s, err := New(Options{Provider: p, Decisions: &fakeDecisions{}, Page: http.NotFoundHandler(), Instruments: i, Version: "v1.2.3", Log: discard()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -159,10 +160,8 @@ func fixture() *fakeProvider {
 					CPU:      &CPUUse{AgeSeconds: 0.05, SpanSeconds: 0.1, UsageCores: 0.8},
 					Memory:   &Memory{AgeSeconds: 0.95, CurrentBytes: 80 << 20, WorkingSetBytes: 64 << 20},
 					Pressure: &Pressure{AgeSeconds: 0.95, SpanSeconds: 1, CPUSomeRatio: 0.4},
-					CPI:      &CPIUse{AgeSeconds: 0.05, SpanSeconds: 0.1, CPI: 3, MPKI: 9, Instructions: 1_000_000, RunningRatio: 1},
 				}}}},
 			{Namespace: "batch", Name: "spark", UID: "u2", Class: "offline", ClassRule: "preset qos-agent", Cgroup: "/kubepods/burstable/podu2",
-				RDT:    &PodRDT{AgeSeconds: 0.1, State: "ok", OccupancyBytes: 18 << 20, BandwidthBytesPerSecond: 9e9, Domains: []RDTDomain{{ID: 0, OccupancyBytes: 18 << 20, BandwidthBytesPerSecond: 9e9}}},
 				Limits: &Limits{Ways: 2}},
 		},
 		Verdicts: []Verdict{{Namespace: "shop", Pod: "web", Container: "nginx", Axis: "cpu", Level: "violated", SinceSeconds: 2.5,

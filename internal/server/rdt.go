@@ -2,26 +2,6 @@ package server
 
 import "github.com/qos-agent/qos-agent/internal/policy"
 
-// CPIUse is a container's hardware counters over their last reading.
-type CPIUse struct {
-	AgeSeconds   float64 `json:"ageSeconds"`
-	SpanSeconds  float64 `json:"spanSeconds"`
-	CPI          float64 `json:"cpi"`          // cycles per instruction
-	MPKI         float64 `json:"mpki"`         // LLC misses per thousand instructions
-	Instructions uint64  `json:"instructions"` // over the span
-	RunningRatio float64 `json:"runningRatio"` // of the time the counters had hardware to count with, 0 to 1
-}
-
-// PodRDT is what resctrl counts of a pod, and how far it is held back there.
-type PodRDT struct {
-	AgeSeconds              float64     `json:"ageSeconds"`
-	State                   string      `json:"state"` // ok, unavailable, unassigned, error
-	OccupancyBytes          uint64      `json:"occupancyBytes"`
-	BandwidthBytesPerSecond float64     `json:"bandwidthBytesPerSecond"`
-	LocalBytesPerSecond     float64     `json:"localBytesPerSecond"`
-	Domains                 []RDTDomain `json:"domains"`
-}
-
 // RDTDomain is a part of a measurement that belongs to one L3 cache.
 type RDTDomain struct {
 	ID                      int     `json:"id"`

@@ -125,7 +125,6 @@ type Pod struct {
 	ClassRule  string      `json:"classRule"` // the rule or preset that gave the class; "" if nothing matched
 	Cgroup     string      `json:"cgroup"`
 	Containers []Container `json:"containers"`
-	RDT        *PodRDT     `json:"rdt,omitempty"`
 	Limits     *Limits     `json:"limits,omitempty"`
 }
 
@@ -144,7 +143,27 @@ type Signals struct {
 	CPU      *CPUUse   `json:"cpu,omitempty"`
 	Memory   *Memory   `json:"memory,omitempty"`
 	Pressure *Pressure `json:"pressure,omitempty"`
-	CPI      *CPIUse   `json:"cpi,omitempty"`
+	Perf     *Perf     `json:"perf,omitempty"`
+	RDT      *RDT      `json:"rdt,omitempty"` // of the whole pod, at its first container
+}
+
+// Perf is what hardware counters say of a container's use of the CPU. CPI and MPKI are 0 when it ran no instruction.
+type Perf struct {
+	AgeSeconds   float64 `json:"ageSeconds"`
+	SpanSeconds  float64 `json:"spanSeconds"`
+	CPI          float64 `json:"cpi"`          // cycles per instruction
+	MPKI         float64 `json:"mpki"`         // LLC misses per thousand instructions
+	RunningRatio float64 `json:"runningRatio"` // of the span in which the counters had hardware to count with, 0 to 1
+}
+
+// RDT is a pod's use of the last-level cache and of memory bandwidth, from resctrl.
+type RDT struct {
+	AgeSeconds              float64     `json:"ageSeconds"`
+	State                   string      `json:"state"` // ok, unavailable, unassigned, error; with any but ok the figures are of the domains that could be read
+	OccupancyBytes          uint64      `json:"occupancyBytes"`
+	BandwidthBytesPerSecond float64     `json:"bandwidthBytesPerSecond"`
+	LocalBytesPerSecond     float64     `json:"localBytesPerSecond"` // to memory of the same socket
+	Domains                 []RDTDomain `json:"domains"`
 }
 
 // Wait is run-queue wait over the judge's window.
