@@ -1,7 +1,9 @@
 package agent
 
 import (
+	"cmp"
 	"fmt"
+	"strings"
 
 	"github.com/qos-agent/qos-agent/internal/classes"
 	"github.com/qos-agent/qos-agent/internal/clos"
@@ -10,6 +12,7 @@ import (
 	"github.com/qos-agent/qos-agent/internal/decisionlog"
 	"github.com/qos-agent/qos-agent/internal/knob"
 	"github.com/qos-agent/qos-agent/internal/policy"
+	"github.com/qos-agent/qos-agent/internal/server"
 )
 
 // classify carries out what a decision wants of the hardware that resctrl controls, and reports whether limits were written.
@@ -104,6 +107,43 @@ func (l *loop) noteClasses(notes []clos.Note) {
 	clear(l.classNotes)
 	for _, n := range notes {
 		l.classNotes[n] = true
+	}
+}
+
+// heldClasses is the classes of service for the state API.
+func (l *loop) heldClasses() []server.RDTClass {
+	out := []server.RDTClass{}
+	if l.o.Classes == nil {
+		return out
+	}
+	for _, c := range l.o.Classes.Held() {
+		why := c.Cache
+		if why.Owner == "" {
+			why = c.Bandwidth
+		}
+		out = append(out, server.RDTClass{
+			Group: c.Group, Schemata: c.Schemata, Ways: c.Ways, BandwidthPercent: c.MBPercent, Owner: why.Owner, Rule: why.Rule, Victim: why.Victim,
+			Pods: c.Pods, AgeSeconds: l.o.Clock.Wall().Sub(c.Since).Seconds(),
+		})
+	}
+	return out
+}
+
+func (l *loop) classMetrics(m *server.Metrics) {
+	if l.o.Classes == nil {
+		return
+	}
+	for _, c := range l.o.Classes.Held() {
+		m.Classes = append(m.Classes, server.ClassMetrics{
+			Name: strings.TrimPrefix(c.Group, classes.Prefix), Ways: c.Ways, BandwidthPercent: cmp.Or(c.MBPercent, 100), Pods: len(c.Pods),
+		})
+	}
+	for i, results := range l.classWrites {
+		for result, n := range results {
+			if n > 0 {
+				m.ClassWrites = append(m.ClassWrites, server.ClassWrites{Resource: classResources[i], Result: knob.Result(result), Count: n})
+			}
+		}
 	}
 }
 
