@@ -19,6 +19,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/qos-agent/qos-agent/internal/clos"
 	"github.com/qos-agent/qos-agent/internal/journal"
 	"github.com/qos-agent/qos-agent/internal/knob"
@@ -215,7 +217,13 @@ func open(o Options, lock *os.File) (*Executor, error) {
 		return nil, err
 	}
 	if e.journal == nil {
-		if e.journal, err = journal.Create(e.journalPath(), e.state(), e.crash); err != nil {
+		e.journal, err = journal.Create(e.journalPath(), e.state(), e.crash)
+		if errors.Is(err, unix.ENOSPC) && past.boot == e.boot {
+			// Without room for a new journal the old one does, to take away what is there.
+			e.log.Error("journal cannot be written anew", "error", err)
+			e.journal, err = journal.Reopen[record](e.journalPath(), e.crash)
+		}
+		if err != nil {
 			return nil, fmt.Errorf("run dir %s: %w", o.RunDir, journal.Reason(err))
 		}
 	}

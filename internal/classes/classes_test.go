@@ -482,7 +482,7 @@ func TestCrash(t *testing.T) {
 // TestRandomLife throws random plans, forks and failures at an executor: in the end everything is as before, and in between no thread
 // is in a class of another pod.
 func TestRandomLife(t *testing.T) {
-	for seed := range uint64(200) {
+	for seed := range uint64(60) {
 		r := rand.New(rand.NewPCG(seed, 2))
 		m := rdttest.Machine{Ways: 4 + r.IntN(8), CLOSIDs: 2 + r.IntN(6), RMIDs: 4 + r.IntN(30), MB: rdt.Percent, Old: r.IntN(2) == 0, Limbo: r.IntN(3)}
 		b := newBench(t, m)

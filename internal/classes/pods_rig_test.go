@@ -117,3 +117,35 @@ func TestRigForks(t *testing.T) {
 		}
 	}
 }
+
+// TestRigUnmounted has somebody unmount resctrl under the agent, and mount it again: the agent says so, and does its work again.
+func TestRigUnmounted(t *testing.T) {
+	e, _ := realBench(t)
+	hog := limited(knob.Share{Pod: "ns/hog", Cgroup: hogGroup, Role: knob.RoleOffline}, 2, 20)
+	guest.Start(t, guest.Group(t, hogGroup[1:]), "hog", "-profile", "100,64,900,10")
+	e.Apply([]knob.Share{hog}, enforce)
+	if err := rdt.Unmount(rdt.DefaultDir); err != nil {
+		t.Fatal(err)
+	}
+	gone := e.Audit()
+	if len(gone) == 0 || gone[0].Result != knob.Gone {
+		t.Errorf("an audit says %+v", gone)
+	}
+	if len(e.Held()) != 0 {
+		t.Errorf("still held: %+v", e.Held())
+	}
+	e.Apply([]knob.Share{hog}, enforce)
+	if err := rdt.Mount(rdt.DefaultDir, rdt.MountOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		if e.Apply([]knob.Share{hog}, enforce); len(e.Held()) > 0 && e.retryAt.IsZero() {
+			break
+		}
+		time.Sleep(500 * time.Millisecond)
+	}
+	held := e.Held()
+	if len(held) != 1 || held[0].Schemata != "MB:0=20 L3:0=3" {
+		t.Errorf("after it is there again: %+v", held)
+	}
+}
