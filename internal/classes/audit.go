@@ -37,6 +37,12 @@ func (e *Executor) Audit() []knob.ClassOutcome {
 	var now foreign
 	if err := now.look(e.fs); err == nil && !now.equal(&e.foreign) {
 		e.stale = true // the next Apply plans anew
+		for _, p := range e.order {
+			if p.foreign != "" { // its threads there may be ours to move now
+				p.foreign, p.known, p.scan = "", p.known[:0], true
+			}
+		}
+		e.foreign = now
 	}
 	names := e.names()
 	for _, name := range names {

@@ -259,6 +259,21 @@ func TestGroupsOfOthersAreLeftAlone(t *testing.T) {
 		t.Errorf("schemata %s", got)
 	}
 	must(b.fake.Rmdir("more"))
+	// What they let go of is put where it belongs.
+	web := b.pod(knob.RoleOnline, "web", 40)
+	must(b.fake.Mkdir("mon_groups/theirs-too"))
+	must(b.fake.Write("mon_groups/theirs-too/tasks", []byte("40\n")))
+	b.e.Audit()
+	b.apply(web, hog)
+	if b.fake.At(40) != "mon_groups/theirs-too" {
+		t.Errorf("thread 40 is in %q", b.fake.At(40))
+	}
+	must(b.fake.Rmdir("mon_groups/theirs-too"))
+	b.e.Audit()
+	if !b.monitored(40) {
+		t.Errorf("thread 40 is in %q", b.fake.At(40))
+	}
+	b.fake.Kill(40)
 	b.e.RestoreAll()
 	if after := b.fake.Snapshot(); !maps.Equal(before, after) {
 		t.Errorf("before %v\nafter %v", before, after)
