@@ -116,6 +116,8 @@ type Executor struct {
 	said     map[string]string // what was last said to have failed, by what it was about
 	version  uint64
 	out      []knob.ClassOutcome
+	tids     []int // scratch of rescan
+	sorted   []int
 	adopted  int
 	other    int // groups of another boot that the journal knew
 }
@@ -144,6 +146,8 @@ type pod struct {
 	// foreign is a group of others that has threads of the pod.
 	foreign string
 	scan    bool // its threads are to be looked at
+	// containers are the ids that Pods told last.
+	containers []string
 }
 
 // dest is the group in which the pod's threads are.

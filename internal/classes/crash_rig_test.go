@@ -98,6 +98,7 @@ func victim(runDir string) error {
 				}
 			}
 			e.Audit()
+			e.Scan()
 		}
 		e.RestoreAll()
 		if err := e.Close(); err != nil {

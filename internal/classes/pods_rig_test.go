@@ -96,9 +96,9 @@ func TestRigForks(t *testing.T) {
 	if tids := outside(t, e, fs, hogGroup, group); len(tids) == 0 {
 		t.Error("the new process is in the class by itself: this test proves nothing")
 	}
-	e.Audit()
+	e.Scan()
 	if tids := outside(t, e, fs, hogGroup, group); len(tids) > 0 {
-		t.Errorf("after an audit threads %v are not in the class", tids)
+		t.Errorf("after a scan threads %v are not in the class", tids)
 	}
 	// Into another class and back, while it forks.
 	good := knob.Share{Pod: "ns/good", Cgroup: goodGroup, Role: knob.RoleOffline}
@@ -107,6 +107,7 @@ func TestRigForks(t *testing.T) {
 		e.Apply(shares, enforce)
 		for range 3 {
 			e.Audit()
+			e.Scan()
 		}
 		for _, c := range e.Plan().Classes {
 			for _, p := range c.Pods {
