@@ -27,6 +27,7 @@ import (
 	"github.com/alecthomas/kong"
 	"github.com/qos-agent/qos-agent/bench/lab"
 	"github.com/qos-agent/qos-agent/bench/load"
+	"github.com/qos-agent/qos-agent/bench/online"
 	"github.com/qos-agent/qos-agent/test/daemon"
 	"github.com/qos-agent/qos-agent/test/work"
 )
@@ -45,7 +46,7 @@ type options struct {
 	Protect []string      `help:"Only these protections. Without none, throughput is not compared."`
 	Append  bool          `help:"Take what an earlier run of the same command measured into account: measure in several sittings."`
 
-	services    []service
+	services    []online.Kind
 	levels      []level
 	offlines    []offline
 	protections []protection
@@ -112,9 +113,9 @@ func (holdCmd) Run(ctx context.Context, o *options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, r.close()) }()
-	s, l := r.services[o.services[0].name], o.levels[0]
-	fmt.Printf("%s (%s) at %s load beside %s under %s\n", s.name, s.group, l.name, o.offlines[0].name, o.protections[0].name)
-	if err := s.connect(o.Seed); err != nil {
+	s, l := r.services[o.services[0].Name], o.levels[0]
+	fmt.Printf("%s (%s) at %s load beside %s under %s\n", s.Name, s.Group, l.name, o.offlines[0].name, o.protections[0].name)
+	if err := s.Connect(o.Seed); err != nil {
 		return err
 	}
 	rule, err := r.steady(ctx, s, l)
@@ -129,8 +130,8 @@ func (holdCmd) Run(ctx context.Context, o *options) (err error) {
 }
 
 // choose fills in what is measured. services, loads and work are the command's choice; nil is all.
-func (o *options) choose(all []protection, online, loads, work []string) (err error) {
-	o.services, err = choose("online service", services, func(s service) string { return s.name }, o.Online, online)
+func (o *options) choose(all []protection, services, loads, work []string) (err error) {
+	o.services, err = choose("online service", online.Kinds, func(s online.Kind) string { return s.Name }, o.Online, services)
 	if err == nil {
 		o.levels, err = choose("load", levels, func(l level) string { return l.name }, o.Load, loads)
 	}
@@ -157,11 +158,11 @@ func build() (bin string, remove func(), err error) {
 }
 
 // bench measures and writes results.
-func bench(ctx context.Context, o *options, name string, minutes float64, all []protection, online, loads, work []string) (err error) {
+func bench(ctx context.Context, o *options, name string, minutes float64, all []protection, services, loads, work []string) (err error) {
 	if o.Minutes == 0 {
 		o.Minutes = minutes
 	}
-	if err := o.choose(all, online, loads, work); err != nil {
+	if err := o.choose(all, services, loads, work); err != nil {
 		return err
 	}
 	raw := filepath.Join(o.Out, name+"-phases.jsonl.gz")
@@ -256,9 +257,9 @@ func measure(ctx context.Context, o *options, phases *[]*phase, capacity map[str
 	defer func() { err = errors.Join(err, r.close()) }()
 	for name, s := range r.services {
 		if earlier, ok := capacity[name]; ok {
-			s.capacity = earlier // the same loads as then
+			s.Capacity = earlier // the same loads as then
 		}
-		capacity[name] = s.capacity
+		capacity[name] = s.Capacity
 	}
 	var cells []cell
 	for _, k := range o.offlines {
@@ -270,8 +271,8 @@ func measure(ctx context.Context, o *options, phases *[]*phase, capacity map[str
 	rng := rand.New(rand.NewPCG(o.Seed, 2))
 	for round := range rounds {
 		for _, i := range rng.Perm(len(o.services) * len(o.levels)) {
-			s, l := r.services[o.services[i/len(o.levels)].name], o.levels[i%len(o.levels)]
-			fmt.Printf("%6.0f s  round %d/%d  %s at %s load (%.0f requests/s)\n", time.Since(begin).Seconds(), round+1, rounds, s.name, l.name, s.capacity*l.share)
+			s, l := r.services[o.services[i/len(o.levels)].Name], o.levels[i%len(o.levels)]
+			fmt.Printf("%6.0f s  round %d/%d  %s at %s load (%.0f requests/s)\n", time.Since(begin).Seconds(), round+1, rounds, s.Name, l.name, s.Capacity*l.share)
 			err := r.block(ctx, s, l, slices.Clone(cells), rng, func(p *phase) error {
 				p.Round = round
 				*phases = append(*phases, p)

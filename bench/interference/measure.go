@@ -12,6 +12,7 @@ import (
 
 	"github.com/qos-agent/qos-agent/bench/lab"
 	"github.com/qos-agent/qos-agent/bench/load"
+	"github.com/qos-agent/qos-agent/bench/online"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
 	"github.com/qos-agent/qos-agent/test/work"
 )
@@ -78,14 +79,14 @@ type rig struct {
 	o         options
 	bin       string // the daemon
 	materials *materials
-	services  map[string]*online
+	services  map[string]*online.Service
 	cpus      int
 	phases    int // so far
 	speed     *speed
 }
 
 func newRig(ctx context.Context, o options, bin string) (_ *rig, err error) {
-	r := &rig{o: o, bin: bin, services: map[string]*online{}, cpus: runtime.NumCPU()}
+	r := &rig{o: o, bin: bin, services: map[string]*online.Service{}, cpus: runtime.NumCPU()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, r.close())
@@ -101,15 +102,15 @@ func newRig(ctx context.Context, o options, bin string) (_ *rig, err error) {
 		return r, err
 	}
 	for _, k := range o.offlines {
-		if _, err := find(k.program, k.pkg); err != nil {
+		if _, err := online.Find(k.program, k.pkg); err != nil {
 			return r, err
 		}
 	}
 	for _, s := range o.services {
-		if r.services[s.name], err = startOnline(ctx, s, r.Tree, r.Dir, r.cpus, o.Seed); err != nil {
+		if r.services[s.Name], err = online.Start(ctx, s, r.Tree, r.Dir, r.cpus, o.Seed); err != nil {
 			return r, err
 		}
-		fmt.Printf("%-10s carries %.0f requests/s here\n", s.name, r.services[s.name].capacity)
+		fmt.Printf("%-10s carries %.0f requests/s here\n", s.Name, r.services[s.Name].Capacity)
 	}
 	return r, nil
 }
@@ -117,7 +118,7 @@ func newRig(ctx context.Context, o options, bin string) (_ *rig, err error) {
 func (r *rig) close() error {
 	for _, s := range r.services {
 		if s != nil {
-			s.stop()
+			s.Stop()
 		}
 	}
 	if r.Lab == nil {
@@ -130,11 +131,11 @@ func (r *rig) close() error {
 func references(cells int) int { return max(4, cells/8) }
 
 // block measures all cells of one load of one service in random order, references sprinkled in between. each is called with every phase.
-func (r *rig) block(ctx context.Context, s *online, l level, cells []cell, rng *rand.Rand, each func(*phase) error) error {
-	if err := s.connect(r.o.Seed); err != nil {
+func (r *rig) block(ctx context.Context, s *online.Service, l level, cells []cell, rng *rand.Rand, each func(*phase) error) error {
+	if err := s.Connect(r.o.Seed); err != nil {
 		return err
 	}
-	defer s.disconnect()
+	defer s.Disconnect()
 	rule, err := r.steady(ctx, s, l)
 	if err != nil {
 		return err
@@ -149,7 +150,7 @@ func (r *rig) block(ctx context.Context, s *online, l level, cells []cell, rng *
 	for _, i := range rng.Perm(len(cells)) {
 		p, err := r.phase(ctx, s, l, cells[i], rule)
 		if err != nil {
-			return fmt.Errorf("%s at %s load, %s under %s: %w", s.name, l.name, cells[i].offline.name, cells[i].protection.name, err)
+			return fmt.Errorf("%s at %s load, %s under %s: %w", s.Name, l.name, cells[i].offline.name, cells[i].protection.name, err)
 		}
 		if err := each(p); err != nil {
 			return err
@@ -159,21 +160,21 @@ func (r *rig) block(ctx context.Context, s *online, l level, cells []cell, rng *
 }
 
 // steady finds out where suppress-1hz stands when nothing but this load has been there for long.
-func (r *rig) steady(ctx context.Context, s *online, l level) (*suppressor, error) {
-	if err := s.setLoad(l.share); err != nil {
+func (r *rig) steady(ctx context.Context, s *online.Service, l level) (*suppressor, error) {
+	if err := s.SetLoad(l.share); err != nil {
 		return nil, err
 	}
 	if err := lab.Sleep(ctx, r.o.Settle); err != nil {
 		return nil, err
 	}
-	before, err := readUsage(r.Lab, s.group, "")
+	before, err := readUsage(r.Lab, s.Group, "")
 	if err != nil {
 		return nil, err
 	}
 	if err := lab.Sleep(ctx, lab.SuppressEvery); err != nil {
 		return nil, err
 	}
-	now, err := readUsage(r.Lab, s.group, "")
+	now, err := readUsage(r.Lab, s.Group, "")
 	if err != nil {
 		return nil, err
 	}
@@ -181,8 +182,8 @@ func (r *rig) steady(ctx context.Context, s *online, l level) (*suppressor, erro
 	return newSuppressor(r.cpus, pods, system), nil
 }
 
-func (r *rig) phase(ctx context.Context, s *online, l level, c cell, rule *suppressor) (_ *phase, err error) {
-	p := &phase{Online: s.name, Load: l.name, Offline: c.offline.name, Protection: c.protection.name}
+func (r *rig) phase(ctx context.Context, s *online.Service, l level, c cell, rule *suppressor) (_ *phase, err error) {
+	p := &phase{Online: s.Name, Load: l.name, Offline: c.offline.name, Protection: c.protection.name}
 	r.phases++
 	sub := fmt.Sprintf("job%05d", r.phases)
 	group, err := r.Tree.Make(sub)
@@ -197,7 +198,7 @@ func (r *rig) phase(ctx context.Context, s *online, l level, c cell, rule *suppr
 	}
 	defer func() { err = errors.Join(err, g.lift(context.WithoutCancel(ctx))) }()
 	// What an overloaded window left overdue must not fall on the next one.
-	if err := s.setLoad(l.share); err != nil {
+	if err := s.SetLoad(l.share); err != nil {
 		return nil, err
 	}
 	work, err := r.beside(c, group)
@@ -281,32 +282,32 @@ func (s spinners) abandon() {
 }
 
 // window measures one window.
-func (r *rig) window(ctx context.Context, s *online, group string, g *guard, settle time.Duration) (w window, err error) {
+func (r *rig) window(ctx context.Context, s *online.Service, group string, g *guard, settle time.Duration) (w window, err error) {
 	if err := lab.Sleep(ctx, settle); err != nil {
 		return w, err
 	}
-	own := []int{os.Getpid(), s.client.PID()}
+	own := []int{os.Getpid(), s.Client.PID()}
 	if g.agent != nil {
 		own = append(own, g.agent.PID())
 	}
 	slow := r.speed.look()
-	if _, err := s.client.Collect(); err != nil {
+	if _, err := s.Client.Collect(); err != nil {
 		return w, err
 	}
 	ownBefore := helpers(own...)
-	before, err := readUsage(r.Lab, s.group, group)
+	before, err := readUsage(r.Lab, s.Group, group)
 	if err != nil {
 		return w, err
 	}
 	if err := lab.Sleep(ctx, r.o.Window); err != nil {
 		return w, err
 	}
-	after, err := readUsage(r.Lab, s.group, group)
+	after, err := readUsage(r.Lab, s.Group, group)
 	if err != nil {
 		return w, err
 	}
 	ownTime := helpers(own...) - ownBefore
-	m, err := s.client.Collect()
+	m, err := s.Client.Collect()
 	if err != nil {
 		return w, err
 	}

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/qos-agent/qos-agent/bench/online"
 	"github.com/qos-agent/qos-agent/test/groups"
 )
 
@@ -92,7 +92,7 @@ func job(name, unit, program, pkg string, per float64, perCPU int, line string) 
 // prepare makes the files that the jobs read.
 func prepare(dir, disk string) (*materials, error) {
 	m := &materials{dir: dir, disk: disk}
-	text := prose(zstdBytes)
+	text := online.Prose(zstdBytes)
 	var unit strings.Builder
 	for i := range cFuncs {
 		fmt.Fprintf(&unit, "int f%d(int *a, int n) { int s = %d; for (int i = 0; i < n; i++) { if (a[i] %% %d) s += a[i] * i; else s ^= a[n - i - 1]; a[i] = s; } return s; }\n", i, i, i+2)
@@ -103,17 +103,6 @@ func prepare(dir, disk string) (*materials, error) {
 		}
 	}
 	return m, nil
-}
-
-// prose is text with some order in it, the same in every run.
-func prose(size int) string {
-	rng := rand.New(rand.NewPCG(1, 1))
-	words := strings.Fields("order basket price stock customer offer colour size delivery tomorrow payment review rating similar seller return")
-	var b strings.Builder
-	for b.Len() < size {
-		fmt.Fprintf(&b, "%s %d\n", words[rng.IntN(len(words))], rng.IntN(1e6))
-	}
-	return b.String()[:size]
 }
 
 // running is offline work that runs.

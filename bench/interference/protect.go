@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/qos-agent/qos-agent/bench/lab"
+	"github.com/qos-agent/qos-agent/bench/online"
 	"github.com/qos-agent/qos-agent/internal/server"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
 	"github.com/qos-agent/qos-agent/pkg/cpuset"
@@ -103,7 +104,7 @@ type guard struct {
 }
 
 // protect puts a protection in force, before the work begins. rule is the running state of suppress-1hz for this load.
-func protect(ctx context.Context, s *lab.Lab, p protection, o *online, group, bin string, rule *suppressor) (_ *guard, err error) {
+func protect(ctx context.Context, s *lab.Lab, p protection, o *online.Service, group, bin string, rule *suppressor) (_ *guard, err error) {
 	g := &guard{p: p, site: s, group: group}
 	defer func() {
 		if err != nil {
@@ -122,7 +123,7 @@ func protect(ctx context.Context, s *lab.Lab, p protection, o *online, group, bi
 		if err := rule.write(s, p.suppress, group); err != nil {
 			return g, err
 		}
-		g.stop = background(func(done <-chan struct{}) error { return rule.run(done, s, p.suppress, o.group, group) })
+		g.stop = background(func(done <-chan struct{}) error { return rule.run(done, s, p.suppress, o.Group, group) })
 	case p.frozen > 0:
 		g.stop = background(func(done <-chan struct{}) error { return duty(done, s, group, p.frozen) })
 	}
@@ -156,7 +157,7 @@ func duty(done <-chan struct{}, s *lab.Lab, group string, frozen time.Duration) 
 }
 
 // startAgent starts the daemon that ships, with the default policy, as on a node where it has been before the work comes.
-func (g *guard) startAgent(ctx context.Context, o *online, bin string) error {
+func (g *guard) startAgent(ctx context.Context, o *online.Service, bin string) error {
 	opt := daemon.Options{
 		Binary: bin, PolicyDir: filepath.Join(g.site.Dir, "policy"), StaticPods: filepath.Join(g.site.Dir, "pods.yaml"), RunDir: filepath.Join(g.site.Dir, "run"),
 	}
@@ -168,7 +169,7 @@ func (g *guard) startAgent(ctx context.Context, o *online, bin string) error {
 		return err
 	}
 	pods := []daemon.Pod{
-		{Namespace: "online", Name: o.name, Cgroup: o.group, Labels: map[string]string{"qos-agent.io/class": "online"}},
+		{Namespace: "online", Name: o.Name, Cgroup: o.Group, Labels: map[string]string{"qos-agent.io/class": "online"}},
 		{Namespace: "offline", Name: "job", Cgroup: g.group, Labels: map[string]string{"qos-agent.io/class": "offline"}},
 	}
 	if err := daemon.WriteStaticPods(opt.StaticPods, pods...); err != nil {

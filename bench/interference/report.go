@@ -132,16 +132,16 @@ func gather(o options, phases []*phase, capacity map[string]float64, seconds flo
 	rng := rand.New(rand.NewPCG(o.Seed, 3))
 	for _, s := range o.services {
 		for _, l := range o.levels {
-			if ref := cells[cellKey{s.name, l.name, "", alone}]; ref != nil && len(ref.p99) > 0 {
-				out := reference{Online: s.name, Load: l.name, Rate: median(ref.rate), AloneP99: median(ref.p99), Windows: len(ref.p99)}
-				if sp := cells[cellKey{s.name, l.name, "", spinner}]; sp != nil && len(sp.p99) > 0 {
+			if ref := cells[cellKey{s.Name, l.name, "", alone}]; ref != nil && len(ref.p99) > 0 {
+				out := reference{Online: s.Name, Load: l.name, Rate: median(ref.rate), AloneP99: median(ref.p99), Windows: len(ref.p99)}
+				if sp := cells[cellKey{s.Name, l.name, "", spinner}]; sp != nil && len(sp.p99) > 0 {
 					out.SpinnerP99 = median(sp.p99)
 				}
 				r.References = append(r.References, out)
 			}
 			for _, k := range o.offlines {
 				for _, p := range o.protections {
-					key := cellKey{s.name, l.name, k.name, p.name}
+					key := cellKey{s.Name, l.name, k.name, p.name}
 					if c := cells[key]; c != nil {
 						r.Pairs = append(r.Pairs, newPair(key, *c, cells, thrown[key], held[key], rng))
 					}

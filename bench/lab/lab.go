@@ -143,6 +143,13 @@ func WriteResult(dir, file string, result any) error {
 	return os.WriteFile(filepath.Join(dir, file), append(text, '\n'), 0o644)
 }
 
+// ReadResult reads what an earlier run wrote, as far as there is something to read.
+func ReadResult(dir, file string, into any) {
+	if text, err := os.ReadFile(filepath.Join(dir, file)); err == nil {
+		_ = json.Unmarshal(text, into) // what cannot be read is measured anew sooner or later
+	}
+}
+
 // Sleep sleeps for d, or until ctx ends.
 func Sleep(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)

@@ -1,10 +1,13 @@
-package main
+// Package online runs real online services from Debian packages for benches, with configurations of their own in groups of their own, and
+// makes an open-loop load on them relative to what each carries alone on the machine at hand.
+package online
 
 import (
 	"context"
 	"fmt"
 	"io"
 	"math"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -19,10 +22,10 @@ import (
 	"github.com/qos-agent/qos-agent/test/groups"
 )
 
-// service is an online service from a Debian package, with a configuration of ours that touches nothing outside dir and listens on
-// the loopback only.
-type service struct {
-	name     string
+// Kind is an online service from a Debian package, with a configuration of ours that touches nothing outside its directory and listens
+// on the loopback only.
+type Kind struct {
+	Name     string
 	program  string
 	pkg      string // Debian's
 	protocol string
@@ -43,20 +46,21 @@ const (
 
 const key = "bench"
 
-var services = []service{
+// Kinds are all services that there are.
+var Kinds = []Kind{
 	{
-		name: "nginx", program: "nginx", pkg: "nginx-light", protocol: "http", path: "/page.txt",
+		Name: "nginx", program: "nginx", pkg: "nginx-light", protocol: "http", path: "/page.txt",
 		args: func(dir, host, port string, cpus int) ([]string, error) {
 			conf := filepath.Join(dir, "nginx.conf")
 			if err := os.WriteFile(conf, []byte(nginxConf(dir, net.JoinHostPort(host, port), cpus)), 0o644); err != nil {
 				return nil, err
 			}
 			return []string{"-e", filepath.Join(dir, "nginx.log"), "-p", dir, "-c", conf},
-				os.WriteFile(filepath.Join(dir, "page.txt"), []byte(prose(pageBytes)), 0o644)
+				os.WriteFile(filepath.Join(dir, "page.txt"), []byte(Prose(pageBytes)), 0o644)
 		},
 	},
 	{
-		name: "redis", program: "redis-server", pkg: "redis-server", protocol: "redis", path: key,
+		Name: "redis", program: "redis-server", pkg: "redis-server", protocol: "redis", path: key,
 		args: func(dir, host, port string, _ int) ([]string, error) {
 			return []string{"--bind", host, "--port", port, "--dir", dir, "--save", "", "--appendonly", "no", "--daemonize", "no"}, nil
 		},
@@ -69,7 +73,7 @@ var services = []service{
 		},
 	},
 	{
-		name: "memcached", program: "memcached", pkg: "memcached", protocol: "memcached", path: cacheKeys(),
+		Name: "memcached", program: "memcached", pkg: "memcached", protocol: "memcached", path: cacheKeys(),
 		args: func(dir, host, port string, cpus int) ([]string, error) {
 			return []string{"-u", "root", "-l", host, "-p", port, "-U", "0", "-t", fmt.Sprint(cpus), "-m", "64", "-R", "1000"}, nil
 		},
@@ -142,32 +146,33 @@ func tell(addr, request, want string) error {
 	return nil
 }
 
-// online is a running service with its load generator.
-type online struct {
-	service
-	group    string
-	addr     string
-	cmd      *exec.Cmd
-	log      string
-	client   *load.Client
-	capacity float64 // requests per second that it carries alone here
+// Service is a running service with its load generator.
+type Service struct {
+	Kind
+	Group    string
+	Client   *load.Client // between Connect and Disconnect
+	Capacity float64      // requests per second that it carries alone here
+
+	addr string
+	cmd  *exec.Cmd
+	log  string
 }
 
-// startOnline starts a service in a group and measures what it carries.
-func startOnline(ctx context.Context, s service, tree *groups.Tree, dir string, cpus int, seed uint64) (_ *online, err error) {
-	program, err := find(s.program, s.pkg)
+// Start starts a service in a group of its own and measures what it carries.
+func Start(ctx context.Context, s Kind, tree *groups.Tree, dir string, cpus int, seed uint64) (_ *Service, err error) {
+	program, err := Find(s.program, s.pkg)
 	if err != nil {
 		return nil, err
 	}
-	o := &online{service: s, log: filepath.Join(dir, s.name+".out")}
+	o := &Service{Kind: s, log: filepath.Join(dir, s.Name+".out")}
 	defer func() {
 		if err != nil {
 			text, _ := os.ReadFile(o.log) // only to say more
-			err = fmt.Errorf("%s: %w\n%s", s.name, err, text)
-			o.stop()
+			err = fmt.Errorf("%s: %w\n%s", s.Name, err, text)
+			o.Stop()
 		}
 	}()
-	if o.group, err = tree.Make(s.name); err != nil {
+	if o.Group, err = tree.Make(s.Name); err != nil {
 		return nil, err
 	}
 	addr, err := freeAddr()
@@ -184,7 +189,7 @@ func startOnline(ctx context.Context, s service, tree *groups.Tree, dir string, 
 		return nil, err
 	}
 	defer out.Close()
-	cmd := tree.Command(o.group, program, args...)
+	cmd := tree.Command(o.Group, program, args...)
 	cmd.Stdout, cmd.Stderr = out, out
 	// nginx's master then ends its workers, which do not become orphans.
 	cmd.SysProcAttr.Pdeathsig = syscall.SIGTERM
@@ -196,28 +201,29 @@ func startOnline(ctx context.Context, s service, tree *groups.Tree, dir string, 
 		return nil, err
 	}
 	o.addr = addr
-	if err := o.connect(seed); err != nil {
+	if err := o.Connect(seed); err != nil {
 		return nil, err
 	}
-	defer o.disconnect()
+	defer o.Disconnect()
 	return o, o.calibrate(ctx)
 }
 
-// connect starts the load generator; each begins the same sequence of arrivals.
-func (o *online) connect(seed uint64) (err error) {
-	o.client, err = load.Start(load.Options{Addr: o.addr, Protocol: o.protocol, Path: o.path, Seed: seed, RealTime: true})
+// Connect starts the load generator; each begins the same sequence of arrivals.
+func (o *Service) Connect(seed uint64) (err error) {
+	o.Client, err = load.Start(load.Options{Addr: o.addr, Protocol: o.protocol, Path: o.path, Seed: seed, RealTime: true})
 	return err
 }
 
-func (o *online) disconnect() {
-	if o.client != nil {
-		_ = o.client.Close() // it is killed
-		o.client = nil
+// Disconnect ends the load generator.
+func (o *Service) Disconnect() {
+	if o.Client != nil {
+		_ = o.Client.Close() // it is killed
+		o.Client = nil
 	}
 }
 
 // answers waits until the service takes connections, and fills it.
-func (o *online) answers(ctx context.Context, addr string) error {
+func (o *Service) answers(ctx context.Context, addr string) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	for {
@@ -237,43 +243,44 @@ func (o *online) answers(ctx context.Context, addr string) error {
 
 // calibrate asks for more than anybody could answer and counts the answers, several times in short turns. The best counts: others can
 // only make it less.
-func (o *online) calibrate(ctx context.Context) error {
+func (o *Service) calibrate(ctx context.Context) error {
 	const (
 		turn = 300 * time.Millisecond
 		many = 1e6 // requests per second
 	)
 	for range 7 {
-		if _, err := o.client.Collect(); err != nil {
+		if _, err := o.Client.Collect(); err != nil {
 			return err
 		}
-		if err := o.client.SetRate(many); err != nil {
+		if err := o.Client.SetRate(many); err != nil {
 			return err
 		}
 		if err := lab.Sleep(ctx, turn); err != nil {
 			return err
 		}
-		if err := o.client.SetRate(0); err != nil { // and forget what is overdue, which nobody could answer in time
+		if err := o.Client.SetRate(0); err != nil { // and forget what is overdue, which nobody could answer in time
 			return err
 		}
-		w, err := o.client.Collect()
+		w, err := o.Client.Collect()
 		if err != nil {
 			return err
 		}
-		o.capacity = max(o.capacity, w.Rate)
+		o.Capacity = max(o.Capacity, w.Rate)
 	}
-	if o.capacity == 0 {
+	if o.Capacity == 0 {
 		return fmt.Errorf("answers nothing")
 	}
 	return nil
 }
 
-// setLoad makes a load of a share of what the service carries, and forgets what was overdue.
-func (o *online) setLoad(share float64) error {
-	return o.client.SetRate(math.Round(o.capacity * share))
+// SetLoad makes a load of a share of what the service carries, and forgets what was overdue.
+func (o *Service) SetLoad(share float64) error {
+	return o.Client.SetRate(math.Round(o.Capacity * share))
 }
 
-func (o *online) stop() {
-	o.disconnect()
+// Stop ends the service.
+func (o *Service) Stop() {
+	o.Disconnect()
 	if o.cmd == nil {
 		return
 	}
@@ -297,8 +304,8 @@ func freeAddr() (string, error) {
 	return l.Addr().String(), nil
 }
 
-// find looks for a program also where root's programs are, which are not in everybody's PATH.
-func find(program, pkg string) (string, error) {
+// Find looks for a program also where root's programs are, which are not in everybody's PATH.
+func Find(program, pkg string) (string, error) {
 	path, err := exec.LookPath(program)
 	if err != nil {
 		path, err = exec.LookPath(filepath.Join("/usr/sbin", program))
@@ -307,4 +314,15 @@ func find(program, pkg string) (string, error) {
 		return "", fmt.Errorf("needs %s: install Debian's package %s, or run `make deps`", program, pkg)
 	}
 	return path, nil
+}
+
+// Prose is text with some order in it, the same in every run.
+func Prose(size int) string {
+	rng := rand.New(rand.NewPCG(1, 1))
+	words := strings.Fields("order basket price stock customer offer colour size delivery tomorrow payment review rating similar seller return")
+	var b strings.Builder
+	for b.Len() < size {
+		fmt.Fprintf(&b, "%s %d\n", words[rng.IntN(len(words))], rng.IntN(1e6))
+	}
+	return b.String()[:size]
 }
