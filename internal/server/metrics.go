@@ -28,7 +28,12 @@ type Metrics struct {
 	Lost         Lost
 	ReadErrors   map[string]uint64 // failed reads of kernel files, by signal; see SignalNames
 
-	Policy PolicyMetrics
+	Policy           PolicyMetrics
+	PodRDT           []PodRDTMetrics
+	Domains          []DomainMetrics
+	PerfUncounted    int // containers without hardware counters for want of descriptors
+	PerfExtrapolated int // containers whose counters ran less than half of the time
+
 	Source SourceMetrics
 	Loop   LoopMetrics
 }
@@ -42,6 +47,9 @@ type ContainerMetrics struct {
 	Wait   *WaitTotals
 	CPU    *CPUTotals
 	Memory *MemoryLevels
+
+	Counters *CounterTotals
+	CPI      *CPILevels // online containers only
 }
 
 // WaitTotals is run-queue wait.
@@ -129,7 +137,10 @@ type LoopMetrics struct {
 	Realtime   bool   // its thread is in the real-time class now
 	Demotions  uint64 // times that it was over its budget
 	LogDropped uint64 // log records that found the queue full
+
+	DecisionsDropped uint64 // entries of the decision log that found its queue full
+	DecisionsUnsaved uint64 // entries that are in no file because the disk took nothing
 }
 
 // SignalNames are the kinds of measurement that can fail or grow stale; each has a series from the start.
-func SignalNames() []string { return []string{"wait", "cpu", "memory", "psi", "node"} }
+func SignalNames() []string { return []string{"wait", "cpu", "memory", "psi", "node", "perf", "rdt"} }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/qos-agent/qos-agent/internal/capability"
+	"github.com/qos-agent/qos-agent/internal/decisionlog"
 )
 
 // State is the answer to GET /api/v1/state: what the agent sees, thinks and holds at one instant. Field names are part of the
@@ -23,11 +24,12 @@ type State struct {
 	Pods      []Pod      `json:"pods"`     // by namespace, name, UID
 	Verdicts  []Verdict  `json:"verdicts"` // worst first, then by namespace, pod, container, axis
 	Knobs     []HeldKnob `json:"knobs"`    // by group, then knob
-	Notes     []Note     `json:"notes"`    // newest first; the last NotesKept of them
+	// Notes is the end of the decision log, newest first; NotesShown at most.
+	Notes []decisionlog.Entry `json:"notes"`
 }
 
-// NotesKept is how many notes the agent keeps for the state API.
-const NotesKept = 200
+// NotesShown is how many entries of the decision log the state holds. GET /api/v1/decisions has them all.
+const NotesShown = 200
 
 // Agent is the process itself.
 type Agent struct {
@@ -56,6 +58,7 @@ type Node struct {
 	CPUs         []CPU              `json:"cpus"`
 	Capabilities []capability.Probe `json:"capabilities"`
 	Signals      NodeSignals        `json:"signals"`
+	RDT          *NodeRDT           `json:"rdt,omitempty"` // absent where cache and memory bandwidth are neither controlled nor monitored
 }
 
 // CPU is one logical CPU: its physical core, NUMA node and last-level cache, the first and last named by their lowest CPU.
@@ -122,6 +125,7 @@ type Pod struct {
 	ClassRule  string      `json:"classRule"` // the rule or preset that gave the class; "" if nothing matched
 	Cgroup     string      `json:"cgroup"`
 	Containers []Container `json:"containers"`
+	Limits     *Limits     `json:"limits,omitempty"`
 }
 
 // Container is a running container.
@@ -139,6 +143,27 @@ type Signals struct {
 	CPU      *CPUUse   `json:"cpu,omitempty"`
 	Memory   *Memory   `json:"memory,omitempty"`
 	Pressure *Pressure `json:"pressure,omitempty"`
+	Perf     *Perf     `json:"perf,omitempty"`
+	RDT      *RDT      `json:"rdt,omitempty"` // of the whole pod, at its first container
+}
+
+// Perf is what hardware counters say of a container's use of the CPU. CPI and MPKI are 0 when it ran no instruction.
+type Perf struct {
+	AgeSeconds   float64 `json:"ageSeconds"`
+	SpanSeconds  float64 `json:"spanSeconds"`
+	CPI          float64 `json:"cpi"`          // cycles per instruction
+	MPKI         float64 `json:"mpki"`         // LLC misses per thousand instructions
+	RunningRatio float64 `json:"runningRatio"` // of the span in which the counters had hardware to count with, 0 to 1
+}
+
+// RDT is a pod's use of the last-level cache and of memory bandwidth, from resctrl.
+type RDT struct {
+	AgeSeconds              float64     `json:"ageSeconds"`
+	State                   string      `json:"state"` // ok, unavailable, unassigned, error; with any but ok the figures are of the domains that could be read
+	OccupancyBytes          uint64      `json:"occupancyBytes"`
+	BandwidthBytesPerSecond float64     `json:"bandwidthBytesPerSecond"`
+	LocalBytesPerSecond     float64     `json:"localBytesPerSecond"` // to memory of the same socket
+	Domains                 []RDTDomain `json:"domains"`
 }
 
 // Wait is run-queue wait over the judge's window.
@@ -187,7 +212,7 @@ type Verdict struct {
 	Namespace string `json:"namespace"`
 	Pod       string `json:"pod"`
 	Container string `json:"container"`
-	Axis      string `json:"axis"`  // cpu, memory, io
+	Axis      string `json:"axis"`  // cpu, memory, io, cache, bandwidth
 	Level     string `json:"level"` // ok, watch, violated, unknown
 	// SinceSeconds is how long the container has been at this level.
 	SinceSeconds float64  `json:"sinceSeconds"`
@@ -209,6 +234,8 @@ type Evidence struct {
 	ThrottledRatio      float64 `json:"throttledRatio,omitempty"`    // of the quota periods
 	StealRatio          float64 `json:"stealRatio,omitempty"`        // of the node's CPU time
 	AttributedSeconds   float64 `json:"attributedSeconds,omitempty"` // the waits that blame is about
+
+	CPI *CPIEvidence `json:"cpi,omitempty"` // cache and bandwidth only
 }
 
 // Blame is the part of a victim's wait that somebody caused.
@@ -216,6 +243,9 @@ type Blame struct {
 	Culprit Party   `json:"culprit"`
 	Ratio   float64 `json:"ratio"` // of the victim's attributed wait, 0 to 1
 	Seconds float64 `json:"seconds"`
+	// BytesPerSecond is what the culprit moves in the victim's memory domains; on the axes cache and bandwidth, where Ratio is its part
+	// of the score of all suspects.
+	BytesPerSecond float64 `json:"bytesPerSecond,omitempty"`
 }
 
 // Party is who ran while a victim waited: a container of a pod, or with only Name set one of the pseudo culprits (see
@@ -237,22 +267,6 @@ type HeldKnob struct {
 	Pod      string    `json:"pod"`              // namespace/name
 	Victim   string    `json:"victim,omitempty"` // namespace/name, for whose sake
 	Since    time.Time `json:"since"`
-}
-
-// Note is one line of the agent's diary: a decision, a write, or something that an operator would ask about later.
-type Note struct {
-	At      time.Time `json:"at"`
-	Seq     uint64    `json:"seq"`  // of the snapshot that led here
-	Kind    string    `json:"kind"` // cut, regrow, release, posture, verify, refuse, policy, pods, error ...
-	Pod     string    `json:"pod,omitempty"`
-	Victim  string    `json:"victim,omitempty"`
-	Cgroup  string    `json:"cgroup,omitempty"`
-	Knob    string    `json:"knob,omitempty"`
-	Old     string    `json:"old,omitempty"`
-	New     string    `json:"new,omitempty"`
-	Rule    string    `json:"rule,omitempty"`
-	Result  string    `json:"result,omitempty"` // of a write
-	Message string    `json:"message"`
 }
 
 // Loop counts what the loop did since the agent started.
