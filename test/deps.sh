@@ -29,6 +29,8 @@ need memcached memcached
 need stress-ng stress-ng                      # offline work
 need runqlat libbpf-tools                     # independent eyes
 need promtool prometheus                      # promtool checks metrics and alerts; the server is not used
+need chromium chromium                        # the live page, as people see it
+need tmux tmux                                # a terminal for qos-agent top
 missing=${missing# }
 
 # A kernel for the virtual machine can only be found in a package index.
