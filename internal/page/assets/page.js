@@ -78,7 +78,7 @@
       held = new Map();
       for (const k of changed.knobs.list) {
         if (!held.has(k.pod)) held.set(k.pod, new Map());
-        held.get(k.pod).set(k.knob, k.current);
+        if (k.knob !== "cpu.weight" || k.current !== "0") held.get(k.pod).set(k.knob, k.current); // weight 0 is how the kernel shows cpu.idle
       }
     }
     render(changed, frame.notes.length > 0 || full);
