@@ -454,7 +454,7 @@
     const rows = sorted.map((k) => {
       const first = k.pod !== last;
       last = k.pod;
-      return el("tr", {}, el("td", { class: "name" }, first ? k.pod : el("span", { class: "quiet" }, "〃")), el("td", { class: "mono", title: k.cgroup }, k.knob), el("td", { class: "mono" }, k.original), el("td", { class: "mono" }, k.current),
+      return el("tr", {}, el("td", { class: "name" }, first ? k.pod : ""), el("td", { class: "mono", title: k.cgroup }, k.knob), el("td", { class: "mono" }, k.original), el("td", { class: "mono" }, k.current),
         el("td", {}, k.rule), el("td", { class: "name" }, k.victim || "–"), el("td", { class: "nowrap" }, clock(k.since)));
     });
     $("held").replaceChildren(el("thead", {}, head), el("tbody", {}, ...(rows.length ? rows : [el("tr", {}, el("td", { colspan: 7, class: "quiet" }, "The node is as it would be without the agent."))])));
