@@ -177,6 +177,8 @@ func (e *Explanation) adviseVictim(v *server.Verdict, add func(string, ...any)) 
 			}
 		}
 		add("It has used up its own CPU limit%s (throttled in %s of its periods): raise or drop the limit, or let the policy grant it burst.", quota, human.Percent(v.Evidence.ThrottledRatio))
+	case judge.OwnPhase.String():
+		add("Nobody else does more in its cache or on its memory bus than while it was well: its own program has changed what it does (a new release, another load).")
 	case judge.Steal.String():
 		add("The hypervisor takes %s of the node's CPU time: that is for whoever runs the host. Nothing on this node helps.", human.Percent(v.Evidence.StealRatio))
 	case judge.Kernel.String():

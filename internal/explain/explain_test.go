@@ -116,7 +116,7 @@ func TestFind(t *testing.T) {
 
 // Every reason that somebody is not well for leads to some advice.
 func TestEveryReasonHasAdvice(t *testing.T) {
-	for _, reason := range []string{"contention", "own-queue", "self-throttled", "steal", "kernel", "system", "idle-wakeup", "scattered", "unexplained", "pressure"} {
+	for _, reason := range []string{"contention", "own-queue", "self-throttled", "steal", "kernel", "system", "idle-wakeup", "scattered", "unexplained", "pressure", "own-phase"} {
 		s := state()
 		s.Verdicts[0].Reason = reason
 		if a := Of(s, &s.Pods[2], nil).Advice; len(a) != 1 || strings.Contains(a[0], "Nothing needs") || strings.Contains(a[0], "%!") {

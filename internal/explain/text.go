@@ -91,7 +91,11 @@ func (e *Explanation) writeBlame(line func(string, ...any)) {
 			continue
 		}
 		some = true
-		line("  of the %s that %s waited over the last %s:", human.Seconds(v.Evidence.AttributedSeconds), v.Container, human.Seconds(v.Evidence.WindowSeconds))
+		if v.Evidence.CPI != nil {
+			line("  suspects on %s of %s:", v.Axis, v.Container)
+		} else {
+			line("  of the %s that %s waited over the last %s:", human.Seconds(v.Evidence.AttributedSeconds), v.Container, human.Seconds(v.Evidence.WindowSeconds))
+		}
 		for _, b := range v.Blame {
 			if b.Ratio < 0.005 {
 				continue
@@ -136,7 +140,9 @@ func signals(s *server.Signals) string {
 	if p := s.Perf; p != nil && p.CPI > 0 {
 		add("CPI %.2f, %.2f LLC misses per 1000 instructions", p.CPI, p.MPKI)
 	}
-	if r := s.RDT; r != nil {
+	if r := s.RDT; r != nil && r.State != "ok" {
+		add("LLC and memory bandwidth %s", r.State)
+	} else if r != nil {
 		add("LLC %s, memory bandwidth %.0f MB/s", human.Bytes(r.OccupancyBytes), r.BandwidthBytesPerSecond/1e6)
 	}
 	if len(out) == 0 {
@@ -151,6 +157,11 @@ func verdict(v *server.Verdict) string {
 	switch e := &v.Evidence; {
 	case e.P99Seconds > 0:
 		fmt.Fprintf(&b, ", p99 %s, promised %s", human.Seconds(e.P99Seconds), human.Seconds(e.ObjectiveSeconds))
+	case e.CPI != nil:
+		fmt.Fprintf(&b, ", CPI %.2f", e.CPI.CPI)
+		if e.CPI.CPIFence > 0 {
+			fmt.Fprintf(&b, ", normal %.2f, at most %.2f", e.CPI.CPIBaseline, e.CPI.CPIFence)
+		}
 	case e.StallObjectiveRatio > 0:
 		fmt.Fprintf(&b, ", stalls %s of the time, promised %s", human.Percent(e.StallRatio), human.Percent(e.StallObjectiveRatio))
 	}

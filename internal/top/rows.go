@@ -150,7 +150,7 @@ func columns() []column {
 		return s.Perf.CPI, true
 	}
 	llc := func(s *server.Signals) (float64, bool) {
-		if s.RDT == nil {
+		if s.RDT == nil || s.RDT.State != "ok" {
 			return 0, false
 		}
 		return float64(s.RDT.OccupancyBytes), true

@@ -181,7 +181,9 @@ func TestTopInATerminal(t *testing.T) {
 	text := screen("pods", shows("ENFORCE", web, batch, "q quit"))
 	t.Logf("top in a terminal of 110 columns:\n%s", text)
 	tmux("send-keys", "n")
-	screen("the order by name", func(s string) bool { return strings.Contains(s, "*POD") && strings.Index(s, batch) < strings.Index(s, web) })
+	screen("the order by name", func(s string) bool {
+		return strings.Contains(s, "*POD") && strings.Index(s, batch) < strings.Index(s, web)
+	})
 	tmux("send-keys", "/", "web", "Enter")
 	screen("the filter", func(s string) bool { return strings.Contains(s, `filter "web"`) && !strings.Contains(s, report) })
 	tmux("send-keys", "Escape", "h")

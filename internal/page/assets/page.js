@@ -206,7 +206,7 @@
     contention: "others ran while it waited", "own-queue": "it waited for itself: more runnable threads than CPUs", "self-throttled": "it used up its own CPU quota",
     steal: "the hypervisor took the CPUs", kernel: "kernel threads and interrupts", system: "processes outside every pod", "idle-wakeup": "the CPU had to wake up",
     scattered: "many others, none of whom can be named", unexplained: "too much of the wait could not be attributed", pressure: "it stalled; nobody is named on this axis",
-    "few-samples": "too few waits to judge", stale: "the signal is too old", unmeasured: "there is no signal",
+    "few-samples": "too few waits to judge", stale: "the signal is too old", unmeasured: "there is no signal", learning: "what is normal for it is not known yet", "own-phase": "its own program has changed what it does",
   };
 
   function renderTroubles() {
@@ -217,6 +217,7 @@
     const out = shown.map((t) => {
       let figure = "";
       if (t.p99) figure = ` p99 ${dur(t.p99)}, promised ${dur(t.objective)}.`;
+      else if (t.cpi) figure = ` CPI ${trim(t.cpi)}` + (t.cpiFence ? `, normal up to ${trim(t.cpiFence)}.` : ".");
       else if (t.stall) figure = ` stalled ${pct(t.stall)} of the time, promised ${pct(t.stallMax)}.`;
       const li = el("li", {}, el("span", { class: "level " + t.level }, t.level),
         el("div", {}, el("strong", {}, t.pod), t.container ? el("span", { class: "quiet" }, " " + t.container) : null,
@@ -467,6 +468,9 @@
     if (i.waitSeconds) out.push("wait " + dur(i.waitSeconds));
     if (i.beforeSeconds) out.push("before " + dur(i.beforeSeconds));
     if (i.objectiveSeconds) out.push("promised " + dur(i.objectiveSeconds));
+    if (i.cpi) out.push("CPI " + trim(i.cpi));
+    if (i.cpiBefore) out.push("before " + trim(i.cpiBefore));
+    if (i.cpiFence) out.push("normal up to " + trim(i.cpiFence));
     if (i.shareRatio) out.push("share " + pct(i.shareRatio));
     if (i.belief) out.push("belief " + i.belief);
     if (i.pauseSeconds) out.push("not again for " + dur(i.pauseSeconds));
