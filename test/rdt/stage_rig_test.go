@@ -35,7 +35,9 @@ const (
 	missing = "600,1048576,600,200"
 	// greedy streams: 9 GB/s through as much cache as it is given.
 	greedy = "9000,262144,700,8"
-	// wide moves as much out of a working set of next to nothing in the cache.
+	// flood streams as fast as a core can.
+	flood = "12000,262144,500,4"
+	// calm works in its own small cache.
 	calm = "60,512,900,20"
 )
 
