@@ -42,6 +42,13 @@ func (l *loop) declassify() (wrote bool) {
 	return l.recordClasses(l.o.Classes.Apply(nil, classes.Policy{}))
 }
 
+// scanClasses puts new threads where their pods belong.
+func (l *loop) scanClasses() {
+	if l.o.Classes != nil {
+		l.recordClasses(l.o.Classes.Scan())
+	}
+}
+
 // auditClasses looks after what is held there.
 func (l *loop) auditClasses() {
 	if l.o.Classes != nil {

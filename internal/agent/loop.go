@@ -180,6 +180,7 @@ func (l *loop) onTick(due uint64) {
 	l.snapshot = l.o.Collector.Tick()
 	l.mayAct(start)
 	l.step(l.snapshot)
+	l.scanClasses()
 	l.windows.add(l.snapshot)
 	if start-l.rounds >= roundsEvery {
 		l.rounds = start
@@ -352,7 +353,7 @@ func (l *loop) setPods() {
 	l.listed = true
 	l.o.Collector.SetPods(l.o.Source.Pods(), l.online)
 	if l.o.Classes != nil {
-		l.o.Classes.Rescan()
+		l.o.Classes.Pods(l.o.Source.Pods())
 	}
 }
 

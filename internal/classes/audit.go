@@ -7,24 +7,61 @@ import (
 
 	"github.com/qos-agent/qos-agent/internal/knob"
 	"github.com/qos-agent/qos-agent/internal/policy"
+	"github.com/qos-agent/qos-agent/internal/signal"
 	"github.com/qos-agent/qos-agent/pkg/rdt"
 )
 
-// Bounds of one Audit: all pods are scanned within some calls, however many there are.
+// Bounds of one Scan: it runs on every tick, between events that must not wait.
 const (
-	scanBatch = 16
-	scanCalls = 4
+	scanAtOnce = 16 // pods of which it is known that there is something new
+	scanCalls  = 40 // calls within which all others are scanned, however many there are
 )
 
-// Rescan has the threads of every pod looked at by the next Audit: containers have come or gone.
-func (e *Executor) Rescan() {
-	for _, p := range e.order {
+// Pods tells which pods there are. Those that have other containers than before are scanned first.
+func (e *Executor) Pods(list []signal.Pod) {
+	for i := range list {
+		p := e.pods[list[i].Cgroup]
+		if p == nil {
+			continue
+		}
+		same := len(p.containers) == len(list[i].Containers)
+		for k := range list[i].Containers {
+			same = same && p.containers[k] == list[i].Containers[k].ID
+		}
+		if same {
+			continue
+		}
+		p.containers = p.containers[:0]
+		for k := range list[i].Containers {
+			p.containers = append(p.containers, list[i].Containers[k].ID)
+		}
 		p.scan = true
 	}
 }
 
-// Audit looks at the limits of our groups for changes by someone else, at groups of others, at new threads of some pods, and at the
-// threads of one class. It is to be called about once a second. The slice is good until the next call of a method.
+// Scan looks for new threads of some pods: those of which something new is known, and a few others in turn. It is to be called on every
+// tick. The slice is good until the next call of a method.
+func (e *Executor) Scan() []knob.ClassOutcome {
+	e.out = e.out[:0]
+	if !e.applied || e.lost || len(e.order) == 0 {
+		return nil
+	}
+	left := scanAtOnce
+	for _, p := range e.order {
+		if p.scan && left > 0 {
+			left--
+			e.rescan(p)
+		}
+	}
+	for range (len(e.order) + scanCalls - 1) / scanCalls {
+		e.cursor = (e.cursor + 1) % len(e.order)
+		e.rescan(e.order[e.cursor])
+	}
+	return e.out
+}
+
+// Audit looks at the limits of our groups for changes by someone else, at groups of others, and at the threads of one class. It is to
+// be called about once a second. The slice is good until the next call of a method.
 func (e *Executor) Audit() []knob.ClassOutcome {
 	e.out = e.out[:0]
 	if !e.applied || e.lost {
@@ -37,6 +74,12 @@ func (e *Executor) Audit() []knob.ClassOutcome {
 	var now foreign
 	if err := now.look(e.fs); err == nil && !now.equal(&e.foreign) {
 		e.stale = true // the next Apply plans anew
+		for _, p := range e.order {
+			if p.foreign != "" { // its threads there may be ours to move now
+				p.foreign, p.known, p.scan = "", p.known[:0], true
+			}
+		}
+		e.foreign = now
 	}
 	names := e.names()
 	for _, name := range names {
@@ -46,15 +89,6 @@ func (e *Executor) Audit() []knob.ClassOutcome {
 		e.verified = (e.verified + 1) % len(names)
 		if c := e.classes[names[e.verified]]; c != nil {
 			e.verify(c)
-		}
-	}
-	for range min(max(scanBatch, len(e.order)/scanCalls), len(e.order)) {
-		e.cursor = (e.cursor + 1) % len(e.order)
-		e.order[e.cursor].scan = true
-	}
-	for _, p := range e.order {
-		if p.scan {
-			e.rescan(p)
 		}
 	}
 	return e.out

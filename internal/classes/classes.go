@@ -19,6 +19,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/qos-agent/qos-agent/internal/clos"
 	"github.com/qos-agent/qos-agent/internal/journal"
 	"github.com/qos-agent/qos-agent/internal/knob"
@@ -114,6 +116,8 @@ type Executor struct {
 	said     map[string]string // what was last said to have failed, by what it was about
 	version  uint64
 	out      []knob.ClassOutcome
+	tids     []int // scratch of rescan
+	sorted   []int
 	adopted  int
 	other    int // groups of another boot that the journal knew
 }
@@ -142,6 +146,8 @@ type pod struct {
 	// foreign is a group of others that has threads of the pod.
 	foreign string
 	scan    bool // its threads are to be looked at
+	// containers are the ids that Pods told last.
+	containers []string
 }
 
 // dest is the group in which the pod's threads are.
@@ -215,7 +221,13 @@ func open(o Options, lock *os.File) (*Executor, error) {
 		return nil, err
 	}
 	if e.journal == nil {
-		if e.journal, err = journal.Create(e.journalPath(), e.state(), e.crash); err != nil {
+		e.journal, err = journal.Create(e.journalPath(), e.state(), e.crash)
+		if errors.Is(err, unix.ENOSPC) && past.boot == e.boot {
+			// Without room for a new journal the old one does, to take away what is there.
+			e.log.Error("journal cannot be written anew", "error", err)
+			e.journal, err = journal.Reopen[record](e.journalPath(), e.crash)
+		}
+		if err != nil {
 			return nil, fmt.Errorf("run dir %s: %w", o.RunDir, journal.Reason(err))
 		}
 	}

@@ -92,6 +92,15 @@ func (b *bench) apply(shares ...knob.Share) []string {
 	return lines(b.e.Apply(shares, b.policy))
 }
 
+// audit is a second of the agent's life.
+func (b *bench) audit() []knob.ClassOutcome {
+	out := slices.Clone(b.e.Audit())
+	for range 10 {
+		out = append(out, b.e.Scan()...)
+	}
+	return out
+}
+
 func lines(outcomes []knob.ClassOutcome) []string {
 	var out []string
 	for _, o := range outcomes {
@@ -208,20 +217,20 @@ func TestNewThreadsAreCaught(t *testing.T) {
 	}
 	// One comes from outside: kubectl exec.
 	b.pod(knob.RoleOffline, "hog", 50)
-	b.e.Audit()
+	b.audit()
 	if b.at(50) != "offline" || !b.monitored(50) {
 		t.Errorf("a new process is in %q", b.fake.At(50))
 	}
 	// One leaves the pod's group, and another one's number was known before.
 	b.pods[hog.Cgroup] = []int{20, 50, 51}
 	b.fake.Spawn(51)
-	b.e.Audit()
+	b.audit()
 	if b.at(21) != "" || b.at(51) != "offline" {
 		t.Errorf("who left is in %q, who came in %q", b.at(21), b.at(51))
 	}
 	b.fake.Kill(51)
 	b.fake.Spawn(51) // the number is used again, outside
-	b.e.Audit()
+	b.audit()
 	if b.at(51) != "offline" {
 		t.Errorf("a thread with a number that was known is in %q", b.at(51))
 	}
@@ -253,12 +262,27 @@ func TestGroupsOfOthersAreLeftAlone(t *testing.T) {
 	// They make another one; the next plan has one class less, and their ways.
 	must(b.fake.Mkdir("more"))
 	must(b.fake.Write("more/schemata", []byte("L3:0=100\n")))
-	b.e.Audit()
+	b.audit()
 	b.apply(hog)
 	if got := b.schemata("offline"); got != "MB:0= 100 L3:0=ff" {
 		t.Errorf("schemata %s", got)
 	}
 	must(b.fake.Rmdir("more"))
+	// What they let go of is put where it belongs.
+	web := b.pod(knob.RoleOnline, "web", 40)
+	must(b.fake.Mkdir("mon_groups/theirs-too"))
+	must(b.fake.Write("mon_groups/theirs-too/tasks", []byte("40\n")))
+	b.audit()
+	b.apply(web, hog)
+	if b.fake.At(40) != "mon_groups/theirs-too" {
+		t.Errorf("thread 40 is in %q", b.fake.At(40))
+	}
+	must(b.fake.Rmdir("mon_groups/theirs-too"))
+	b.audit()
+	if !b.monitored(40) {
+		t.Errorf("thread 40 is in %q", b.fake.At(40))
+	}
+	b.fake.Kill(40)
 	b.e.RestoreAll()
 	if after := b.fake.Snapshot(); !maps.Equal(before, after) {
 		t.Errorf("before %v\nafter %v", before, after)
@@ -281,8 +305,8 @@ func TestEditsByOthers(t *testing.T) {
 		if err := b.fake.Write(Prefix+"offline/schemata", []byte("L3:0=7\n")); err != nil {
 			t.Fatal(err)
 		}
-		b.did(lines(b.e.Audit()), c.did)
-		b.did(lines(b.e.Audit()))
+		b.did(lines(b.audit()), c.did)
+		b.did(lines(b.audit()))
 		if got := b.schemata("offline"); got != c.shows {
 			t.Errorf("%s: shows %s", c.edits, got)
 		}
@@ -302,7 +326,7 @@ func TestARemovedGroupIsMadeAgain(t *testing.T) {
 	if err := b.fake.Rmdir(Prefix + "offline"); err != nil {
 		t.Fatal(err)
 	}
-	b.did(lines(b.e.Audit()), "offline group MB:0=100 L3:0=3> gone")
+	b.did(lines(b.audit()), "offline group MB:0=100 L3:0=3> gone")
 	b.apply(hog)
 	if b.at(20) != "offline" || b.schemata("offline") != "MB:0= 100 L3:0=3" {
 		t.Errorf("the thread is in %q", b.fake.At(20))
@@ -417,7 +441,7 @@ func (b *bench) story(hog, good, web knob.Share) {
 		{web, hog, good}, {web, limited(hog, 2, 0), good}, {own, limited(hog, 1, 20), good}, {web, hog}, {own, good}, {web, limited(good, 3, 0), limited(hog, 2, 0)},
 	} {
 		b.e.Apply(shares, b.policy)
-		b.e.Audit()
+		b.audit()
 	}
 	b.e.RestoreAll()
 }
@@ -482,7 +506,7 @@ func TestCrash(t *testing.T) {
 // TestRandomLife throws random plans, forks and failures at an executor: in the end everything is as before, and in between no thread
 // is in a class of another pod.
 func TestRandomLife(t *testing.T) {
-	for seed := range uint64(200) {
+	for seed := range uint64(60) {
 		r := rand.New(rand.NewPCG(seed, 2))
 		m := rdttest.Machine{Ways: 4 + r.IntN(8), CLOSIDs: 2 + r.IntN(6), RMIDs: 4 + r.IntN(30), MB: rdt.Percent, Old: r.IntN(2) == 0, Limbo: r.IntN(3)}
 		b := newBench(t, m)
@@ -522,14 +546,14 @@ func TestRandomLife(t *testing.T) {
 			}
 			b.now = b.now.Add(time.Duration(r.IntN(3000)) * time.Millisecond)
 			b.e.Apply(some, b.policy)
-			b.e.Audit()
+			b.audit()
 		}
 		flaky = false
 		for range 4 {
 			b.now = b.now.Add(2 * time.Minute)
 			b.e.Apply(shares, b.policy)
 			for range 10 {
-				b.e.Audit()
+				b.audit()
 			}
 		}
 		home := map[string]string{}

@@ -98,6 +98,7 @@ func victim(runDir string) error {
 				}
 			}
 			e.Audit()
+			e.Scan()
 		}
 		e.RestoreAll()
 		if err := e.Close(); err != nil {
@@ -213,7 +214,7 @@ func TestRigCrash(t *testing.T) {
 	if killed < 20 {
 		t.Errorf("killed at %d points only", killed)
 	}
-	for i := range 20 {
+	for i := range 10 {
 		cmd := command(0)
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)

@@ -18,13 +18,15 @@ func (e *Executor) rescan(p *pod) {
 	p.scan = false
 	var sorted []int
 	for range scanRounds {
-		tids, err := e.threads(p.member.Cgroup, nil)
+		tids, err := e.threads(p.member.Cgroup, e.tids[:0])
+		e.tids = tids
 		if err != nil {
 			e.failed(knob.ClassOutcome{Group: p.dest(), Resource: "tasks", Pod: p.member.Pod}, err)
 			p.scan = true
 			return
 		}
-		sorted = append(sorted[:0], tids...)
+		sorted = append(e.sorted[:0], tids...)
+		e.sorted = sorted
 		slices.Sort(sorted)
 		fresh := slices.DeleteFunc(tids, func(tid int) bool {
 			_, known := slices.BinarySearch(p.known, tid)

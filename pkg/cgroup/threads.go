@@ -19,7 +19,7 @@ func (h *Hierarchy) Threads(group string, tids []int) ([]int, error) {
 	if h.V2(CPU) {
 		name = "cgroup.threads"
 	}
-	buf := make([]byte, 16<<10)
+	buf := make([]byte, 4<<10)
 	err := h.Walk(CPU, group, func(g string) error {
 		dir, _ := h.Dir(CPU, g)
 		f, err := OpenFile(filepath.Join(dir, name))

@@ -17,12 +17,20 @@ import (
 	"github.com/qos-agent/qos-agent/test/rig/guest"
 )
 
-// pqos runs Debian's pqos in its resctrl mode, an eye that is not ours.
-func pqos(t *testing.T, args ...string) string {
+func requirePqos(t *testing.T) {
 	t.Helper()
 	if _, err := exec.LookPath("pqos"); err != nil {
 		t.Skip("needs pqos: ", err)
 	}
+	if err := os.MkdirAll("/var/lock", 0o755); err != nil { // for its lock file
+		t.Fatal(err)
+	}
+}
+
+// pqos runs Debian's pqos in its resctrl mode, an eye that is not ours.
+func pqos(t *testing.T, args ...string) string {
+	t.Helper()
+	requirePqos(t)
 	out, err := exec.Command("pqos", append([]string{"-I"}, args...)...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("pqos -I %q: %v\n%s", args, err, out)
@@ -72,9 +80,7 @@ func TestRigPqosMonitoring(t *testing.T) {
 	hog := guest.Start(t, guest.Group(t, "qos-agent-test-hogs"), "hog", "-profile", "4000,8192,700,8")
 	time.Sleep(500 * time.Millisecond) // its threads start
 	cmd := exec.Command("pqos", "-I", "-p", "all:"+strconv.Itoa(hog.PID()), "-t", "5", "-u", "csv")
-	if _, err := exec.LookPath("pqos"); err != nil {
-		t.Skip("needs pqos: ", err)
-	}
+	requirePqos(t)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

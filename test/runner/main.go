@@ -32,6 +32,7 @@ func main() {
 	only := flag.String("only", "", "only packages whose import path matches this `regexp`")
 	long := flag.Bool("long", false, "also run rig tests named TestRigLong..., and let all of them take their time")
 	keep := flag.String("keep", "", "print lines of tests' output that begin with this `prefix`, passed or not")
+	verbose := flag.Bool("v", false, "print what passed tests say, too")
 	flag.Parse()
 	filter, err := regexp.Compile(*only)
 	if err != nil {
@@ -39,7 +40,7 @@ func main() {
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	ok, err := run(ctx, strings.Split(*layers, ","), strings.Split(*kernels, ","), filter, *long, *keep)
+	ok, err := run(ctx, strings.Split(*layers, ","), strings.Split(*kernels, ","), filter, *long, *verbose, *keep)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "runner:", err)
@@ -50,7 +51,7 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, layers, kernels []string, filter *regexp.Regexp, long bool, keep string) (bool, error) {
+func run(ctx context.Context, layers, kernels []string, filter *regexp.Regexp, long, verbose bool, keep string) (bool, error) {
 	start := time.Now()
 	dir, err := os.MkdirTemp("", "qos-agent-runner-")
 	if err != nil {
@@ -62,7 +63,7 @@ func run(ctx context.Context, layers, kernels []string, filter *regexp.Regexp, l
 		return false, err
 	}
 	r := &runner{dir: dir, packages: packages, tally: newTally(os.Stdout), jobTime: jobTimeout, long: long}
-	r.tally.keep = keep
+	r.tally.keep, r.tally.verbose = keep, verbose
 	if long {
 		r.jobTime, r.env = longTimeout, []string{"QOS_AGENT_RDT=full"}
 	}
