@@ -24,7 +24,7 @@ type event struct {
 // on its own account.
 type tally struct {
 	out      io.Writer
-	verbose  bool // what passed tests say is printed, too
+	verbose  bool   // what passed tests say is printed, too
 	keep     string // lines of output that begin so are printed at once
 	passed   int
 	failures []string // names
