@@ -39,6 +39,8 @@ deps: ## install the Debian packages that tests and benches need, if any is miss
 
 generate: ## BPF objects and generated references
 	go generate ./...
+	go test ./internal/server -run TestReference -update
+	go test ./cmd/qos-agent -run TestFlagsReference -update
 
 lint: ## gofmt and vet
 	@out=$$(gofmt -l .); if [ -n "$$out" ]; then echo "gofmt:"; echo "$$out"; exit 1; fi

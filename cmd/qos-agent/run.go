@@ -149,7 +149,7 @@ func (c *runCmd) Run(e env) (err error) {
 // resctrl opens what controls caches and memory bandwidth; nil where there is none, or it may not be used.
 func (c *runCmd) resctrl(first *policy.Compiled, h *cgroup.Hierarchy, log *slog.Logger) (*classes.Executor, error) {
 	x, err := classes.Open(classes.Options{RunDir: c.RunDir, Threads: h.Threads, MayMount: first.At(time.Now()).RDT.Mount, Log: log})
-	if errors.Is(err, rdt.ErrNotMounted) || errors.Is(err, rdt.ErrUnsupported) || errors.Is(err, rdt.ErrPIDNamespace) {
+	if errors.Is(err, rdt.ErrNotMounted) || errors.Is(err, rdt.ErrUnsupported) {
 		log.Info("caches and memory bandwidth are neither seen nor partitioned", "reason", err)
 		return nil, nil
 	}
