@@ -4,7 +4,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 GOFLAGS_BUILD = -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-unit test-kernel test-vm deps generate lint bench-load bench-bpf bench-cost bench-reaction clean
+.PHONY: help build demo test test-unit test-kernel test-vm test-rig rig deps generate lint bench-load bench-quick bench-interference bench-knobs bench-overhead bench-reaction bench-rdt clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,7 +16,7 @@ demo: build ## an online service wrecked by offline work and brought back, here 
 	go build -o bin/demo ./demo
 	QOS_AGENT_BIN=$(CURDIR)/bin/qos-agent bin/demo
 
-test: deps ## all tests: unit with -race, this kernel, containerd, Debian's kernels in QEMU
+test: deps ## all tests: unit with -race, this kernel, containerd, Debian's kernels in QEMU, RDT in an emulated machine
 	go run ./test/runner
 
 test-unit: ## only tests of pure Go
@@ -28,11 +28,19 @@ test-kernel: ## only tests on this machine's kernel and containerd (root)
 test-vm: ## only tests on Debian's 6.1 and 6.12 in QEMU (no root, no KVM)
 	go run ./test/runner -layers vm
 
+test-rig: rig ## only tests on a machine with RDT and a PMU, emulated (no root, no KVM)
+	go run ./test/runner -layers rig
+
+rig: ## build that machine (a patched QEMU, about 2 minutes) into the cache, if it is not there
+	go run ./test/rig/build
+
 deps: ## install the Debian packages that tests and benches need, if any is missing
 	./test/deps.sh
 
 generate: ## BPF objects and generated references
 	go generate ./...
+	go test ./internal/server -run TestReference -update
+	go test ./cmd/qos-agent -run TestFlagsReference -update
 
 lint: ## gofmt and vet
 	@out=$$(gofmt -l .); if [ -n "$$out" ]; then echo "gofmt:"; echo "$$out"; exit 1; fi
@@ -42,14 +50,23 @@ lint: ## gofmt and vet
 bench-load: ## what the load generator itself adds to latency
 	go run ./bench/load/loadgen -self-check
 
-bench-bpf: ## cost of the BPF programs per event (root)
-	go run ./bench/bpfcost
+bench-quick: ## what offline work does to online services, coarsely, under each protection (root, under 5 minutes)
+	go run ./bench/interference quick
 
-bench-cost: ## CPU time and memory of the daemon beside 10 and 150 containers (root, 3 minutes)
-	go run ./bench/agent cost
+bench-interference: ## the same for every service, load and kind of work; MINUTES=60 (root)
+	go run ./bench/interference full --minutes $(or $(MINUTES),60)
 
-bench-reaction: ## from the start of a burst, and from the kernel's event, to the agent's write (root, 3 minutes)
-	go run ./bench/agent reaction
+bench-knobs: ## each rung of the ladder alone, for each kind of offline work (root, 15 minutes)
+	go run ./bench/interference knobs
+
+bench-overhead: ## cost of the BPF programs beside runqlat's, and of the daemon by containers and interval (root, 5 minutes)
+	go run ./bench/overhead
+
+bench-reaction: ## from a surge, a burst and the kernel's event to the agent's write, beside koordlet's rule (root, 6 minutes)
+	go run ./bench/reaction
+
+bench-rdt: ## cache and bandwidth in a closed loop, on the emulated machine with RDT (20 minutes)
+	go run ./bench/rdt
 
 clean: ## remove what was built
 	rm -rf bin demo/out

@@ -1,7 +1,6 @@
 package judge
 
 import (
-	"cmp"
 	"slices"
 	"time"
 
@@ -187,11 +186,19 @@ func (s *State) attribute(v *View, w *waits, vd *Verdict) {
 		}
 	}
 	vd.Shares = s.shares[from:len(s.shares):len(s.shares)]
-	slices.SortFunc(vd.Shares, worstFirst)
+	slices.SortFunc(vd.Shares, byShare)
 }
 
-// worstFirst orders shares.
-func worstFirst(a, b Share) int { return cmp.Or(cmp.Compare(b.NS, a.NS), a.Pod-b.Pod) }
+// byShare puts the largest first, ties in the order of pods.
+func byShare(a, b Share) int {
+	switch {
+	case a.NS > b.NS:
+		return -1
+	case a.NS < b.NS:
+		return 1
+	}
+	return a.Pod - b.Pod
+}
 
 // explain finds the reason for the waits, and who is to blame, from shares and side signals. Causes that excuse everybody come
 // first: while a container is throttled or the hypervisor holds its CPU, somebody else runs there, and the accounting alone would

@@ -97,7 +97,7 @@ func (s *State) account(v *View, e *signal.WaitEvent, vd *Verdict) {
 	for i := range shares {
 		shares[i].Permille = permille(shares[i].NS, vd.AttributedNS)
 	}
-	slices.SortFunc(shares, worstFirst)
+	slices.SortFunc(shares, byShare)
 	s.accounted, vd.Shares = shares, shares
 }
 

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/qos-agent/qos-agent/test/rig/channel"
 )
 
 // Probe looks at every feature by which a test may excuse its absence. Names are, in lower case, what stands between "needs "
@@ -44,10 +46,15 @@ func Probe() map[string]bool {
 		"nginx":                  hasPrograms("nginx"),
 		"promtool":               hasPrograms("promtool"),
 		"qemu":                   hasPrograms("qemu-system-x86_64"),
+		"chromium":               hasPrograms("chromium"),
+		"tmux":                   hasPrograms("tmux"),
 		"apt":                    hasPrograms("apt-get", "apt-cache", "dpkg-deb"),
 		"runqlat":                hasPrograms("runqlat"),
 		"stress-ng":              hasPrograms("stress-ng"),
 		"the command sleep":      hasPrograms("sleep"),
+		"the rig":                channel.Present(),
+		"pqos":                   hasPrograms("pqos"),
+		"perf":                   hasPrograms("perf"),
 	}
 }
 
