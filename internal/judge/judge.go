@@ -24,7 +24,7 @@ type State struct {
 	findings []Finding // reused
 	// accounted is what one event's waits went to; reused.
 	accounted []Share
-	scratch  [binSamples]uint32
+	scratch   [binSamples]uint32
 }
 
 // track is one online container's windows.
