@@ -21,6 +21,7 @@ import (
 	"github.com/qos-agent/qos-agent/internal/collect"
 	"github.com/qos-agent/qos-agent/internal/pods"
 	"github.com/qos-agent/qos-agent/internal/policy"
+	"github.com/qos-agent/qos-agent/internal/privilege"
 	"github.com/qos-agent/qos-agent/internal/sched"
 	"github.com/qos-agent/qos-agent/internal/server"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
@@ -45,6 +46,8 @@ type runCmd struct {
 	Mode        string        `enum:",observe,enforce" default:"" placeholder:"MODE" help:"Override the policy's mode: observe (write nothing) or enforce."`
 	Realtime    bool          `default:"true" negatable:"" help:"Run the loop's one thread in the real-time class, within a budget."`
 	BPFStats    bool          `name:"bpf-stats" default:"true" negatable:"" help:"Have the kernel account the run time of BPF programs."`
+	NodeName    string        `env:"NODE_NAME" placeholder:"NAME" help:"Name of the node, for people; default: the host's name, which in a pod is the pod's."`
+	DropCaps    bool          `name:"drop-capabilities" default:"true" negatable:"" help:"Give up capabilities that are not needed any more once everything is loaded."`
 	LogFormat   string        `enum:"text,json" default:"text" help:"Format of the log on stderr: ${enum}."`
 	LogLevel    slog.Level    `default:"info" help:"Least level that is logged: debug, info, warn, error."`
 }
@@ -110,6 +113,7 @@ type parts struct {
 // serve probes the node, loads what it can do, and runs loop and server until ctx is done.
 func (c *runCmd) serve(ctx context.Context, p parts) (err error) {
 	log := p.log
+	log.Info("started with", "capabilities", privilege.Held())
 	// The loop's thread needs a processor of the Go runtime at once when it comes back from the kernel, also while a scrape and
 	// the garbage collector have one each.
 	if os.Getenv("GOMAXPROCS") == "" {
@@ -151,7 +155,10 @@ func (c *runCmd) serve(ctx context.Context, p parts) (err error) {
 	}
 	defer func() { err = errors.Join(err, collector.Close()) }()
 
-	hostname, _ := os.Hostname() // for people only
+	hostname := c.NodeName
+	if hostname == "" {
+		hostname, _ = os.Hostname() // for people only
+	}
 	instruments := new(server.Instruments)
 	loop, err := agent.New(agent.Options{
 		Version: version, Hostname: hostname, Kernel: kernelRelease(),
@@ -167,9 +174,38 @@ func (c *runCmd) serve(ctx context.Context, p parts) (err error) {
 	if err != nil {
 		return err
 	}
+	if c.DropCaps {
+		dropCapabilities(log, tracer, report, c.Realtime)
+	}
 	log.Info("qos-agent", "version", version, "listen", p.listener.Addr(), "policy", p.policy.Name(), "id", p.policy.ID(),
 		"cgroups", p.hierarchy.Mode(), "interval", c.Interval, "pods", c.Pods)
 	return runBoth(ctx, loop.Run, func(ctx context.Context) error { return web.Serve(ctx, p.listener) })
+}
+
+// dropCapabilities keeps what the loop still needs: the real-time class, which it leaves and takes again, hardware counters of
+// containers to come, and BPF where the kernel (before 5.19) asks for it at every call. Outside a container files may belong to
+// somebody else than root. What was dropped cannot be had again; failing to drop it is no reason not to protect anybody.
+func dropCapabilities(log *slog.Logger, tracer *ebpf.Tracer, report capability.Report, realtime bool) {
+	keep := []privilege.Value{privilege.DACOverride}
+	if realtime {
+		keep = append(keep, privilege.Nice)
+	}
+	if report.Has(capability.Perf) {
+		keep = append(keep, privilege.Perfmon)
+	}
+	if tracer != nil {
+		err := privilege.Without(func() error { return tracer.Stats(new(ebpf.Stats)) })
+		if err != nil {
+			log.Info("this kernel lets nobody read statistics of BPF programs without CAP_BPF: it is kept", "error", err)
+			keep = append(keep, privilege.BPF)
+		}
+	}
+	dropped, err := privilege.Keep(keep...)
+	if err != nil {
+		log.Warn("all capabilities are kept", "error", err)
+		return
+	}
+	log.Info("gave up", "capabilities", dropped, "kept", privilege.Held())
 }
 
 // runBoth runs loop and server; when one ends, so does the other. The loop ends last, since it has to put things back.

@@ -14,6 +14,9 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 )
 
+// Value is a capability.
+type Value = cap.Value
+
 // The capabilities that the agent has a use for, see docs/security.md.
 const (
 	BPF         = cap.BPF          // load BPF programs and make maps
@@ -38,7 +41,7 @@ func names(s *cap.Set) []string {
 
 // Keep gives up, on every thread and for good, all capabilities but the given ones. It returns the names of those that went.
 // Capabilities that are not held are not gained.
-func Keep(keep ...cap.Value) (dropped []string, err error) {
+func Keep(keep ...Value) (dropped []string, err error) {
 	have, want := cap.GetProc(), cap.NewSet()
 	for _, flag := range []cap.Flag{cap.Permitted, cap.Effective} {
 		for _, c := range keep {
