@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -15,15 +16,17 @@ import (
 
 // lost is what fails without each capability that the chart adds: the table of docs/security.md.
 var lost = map[string][]string{
-	"BPF":      {"bpf"},
-	"PERFMON":  {"bpf", "perf"},
-	"SYS_NICE": {"realtime"},
+	"BPF":          {"bpf"},
+	"PERFMON":      {"bpf", "perf"},
+	"SYS_NICE":     {"realtime"},
+	"DAC_OVERRIDE": {"cpu_weight", "cpu_idle", "cpuset", "cpu_quota", "cpu_burst", "freezer", "memory", "io", "psi_group"},
 }
 
 // TestCapabilities runs `qos-agent doctor` in a container with what the chart gives the agent, with each capability less, and with
 // all there are. Doctor tries each feature by using it.
 func TestCapabilities(t *testing.T) {
 	n := e2e.NewNode(t)
+	n.RealtimeShare = 50 * time.Millisecond
 	n.ConfigMap(t, "qos-agent-policy", nil)
 	ds := e2e.DaemonSet(t, "")
 	granted := ds.Spec.Template.Spec.Containers[0].SecurityContext.Capabilities.Add

@@ -8,7 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -31,6 +34,9 @@ type Node struct {
 	ConfigMaps map[string]string // directories by name
 	// HostPaths says where on this machine is what has another path on a node: the private containerd's directory.
 	HostPaths map[string]string
+	// RealtimeShare of each second is given to the pod's groups for real-time tasks before it starts; 0 leaves that alone. On
+	// cgroup v1 with RT_GROUP_SCHED no pod has any, so that the agent runs in the ordinary class there, with or without SYS_NICE.
+	RealtimeShare time.Duration
 }
 
 // Pod is a running pod of a DaemonSet.
@@ -105,10 +111,32 @@ func (n *Node) Run(t testing.TB, ds *appsv1.DaemonSet, edit func(*runtimeapi.Con
 		t.Fatalf("create container: %v", err)
 	}
 	p.container = answer.ContainerId
+	if err := n.allowRealtime(path.Join(sandbox.Linux.CgroupParent, p.container)); err != nil {
+		t.Fatalf("real-time share: %v", err)
+	}
 	if _, err := client.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: p.container}); err != nil {
 		t.Fatalf("start container: %v", err)
 	}
 	return p
+}
+
+// allowRealtime gives a group and those above it a share of real-time CPU, where the kernel shares that out by groups.
+func (n *Node) allowRealtime(group string) error {
+	const root, file = "/sys/fs/cgroup/cpu", "cpu.rt_runtime_us"
+	if _, err := os.Stat(filepath.Join(root, file)); err != nil || n.RealtimeShare == 0 {
+		return nil
+	}
+	var dirs []string
+	for ; group != "/"; group = path.Dir(group) {
+		dirs = append(dirs, filepath.Join(root, group))
+	}
+	for _, dir := range slices.Backward(dirs) {
+		text := strconv.FormatInt(n.RealtimeShare.Microseconds(), 10)
+		if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // mounts are the container's volumes as a kubelet hands them to the runtime.

@@ -29,6 +29,7 @@ const (
 	GroupPSI     = "psi_group"
 	Realtime     = "realtime"
 	Perf         = "perf"
+	Resctrl      = "resctrl"
 )
 
 // Probe is the outcome of trying one feature.
@@ -93,7 +94,7 @@ func specs() []spec {
 		{GroupPSI, false, "memory and io stalls of pods are not judged", "boot with unified cgroup v2 (systemd.unified_cgroup_hierarchy=1)", (*prober).psiGroup},
 		{Realtime, false, "on a saturated node the agent waits for a CPU like everybody else and reacts later", "root, or CAP_SYS_NICE", (*prober).realtime},
 		{Perf, false, "cycles and cache misses of pods are not seen", "a machine, or a virtual machine with a PMU", (*prober).perf},
-		{"resctrl", false, "cache and memory bandwidth are neither seen nor partitioned", "a CPU with RDT (Intel) or QoS extensions (AMD), and a kernel with resctrl", (*prober).resctrl},
+		{Resctrl, false, "cache and memory bandwidth are neither seen nor partitioned", "a CPU with RDT (Intel) or QoS extensions (AMD), and a kernel with resctrl", (*prober).resctrl},
 		{"cri", false, "pods of Kubernetes are not seen; a static pod file works", "start the container runtime or name its socket with --cri-endpoint", (*prober).cri},
 	}
 }

@@ -102,6 +102,8 @@ type ContainerSample struct {
 	CPU    CPUSample
 	Memory MemorySample
 	PSI    PSISample
+	Perf   PerfSample
+	RDT    RDTSample
 }
 
 // WaitSample is the run-queue wait of a container's tasks since the last tick. On events it is empty.
@@ -190,6 +192,10 @@ type Node struct {
 	PSI      PSISample
 	Topology Topology
 	Caps     Capabilities
+	RDT      RDT
+	// Bandwidth is what all of the machine moved over its memory buses, by cache domain, ascending; foreign groups
+	// and the system's own processes are in it. Empty: not measured.
+	Bandwidth []DomainBandwidth
 }
 
 // NodeCPUSample is the machine's CPU time over Span, summed over CPUs, from /proc/stat (unit there: 10 ms).
@@ -232,6 +238,12 @@ type Capabilities struct {
 	CPUSet   bool // cpuset controller usable
 	Freeze   bool // freezer
 	GroupPSI bool // *.pressure per group
+
+	Perf                bool // cycles, instructions, LLC references and misses per group by perf_event
+	CacheAllocation     bool // resctrl: masks of L3 ways (CAT)
+	BandwidthAllocation bool // resctrl: memory bandwidth limits (MBA)
+	CacheMonitoring     bool // resctrl: L3 occupancy by group (CMT)
+	BandwidthMonitoring bool // resctrl: memory bandwidth by group (MBM)
 }
 
 // Hist adds the sample's buckets to c.
