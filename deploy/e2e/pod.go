@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -45,6 +46,7 @@ type Pod struct {
 	node      *Node
 	sandbox   string
 	container string
+	group     string
 	log       string
 	grace     int64
 }
@@ -63,6 +65,7 @@ func (n *Node) Run(t testing.TB, ds *appsv1.DaemonSet, edit func(*runtimeapi.Con
 		t.Fatal(err)
 	}
 	p.log = filepath.Join(logs, "agent.log")
+	p.group = n.Runtime.Group + "/kubepods/burstable/pod" + filepath.Base(logs)
 	mounts, err := n.mounts(spec, c)
 	if err != nil {
 		t.Fatalf("DaemonSet %s: %v", ds.Name, err)
@@ -78,7 +81,7 @@ func (n *Node) Run(t testing.TB, ds *appsv1.DaemonSet, edit func(*runtimeapi.Con
 		Annotations:  ds.Spec.Template.Annotations,
 		LogDirectory: logs,
 		Linux: &runtimeapi.LinuxPodSandboxConfig{
-			CgroupParent:    n.Runtime.Group + "/kubepods/burstable/pod" + filepath.Base(logs),
+			CgroupParent:    p.group,
 			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: namespaces},
 		},
 	}
@@ -129,6 +132,9 @@ func (n *Node) allowRealtime(group string) error {
 	var dirs []string
 	for ; group != "/"; group = path.Dir(group) {
 		dirs = append(dirs, filepath.Join(root, group))
+	}
+	if err := os.MkdirAll(dirs[0], 0o755); err != nil { // runc takes a group that is there already
+		return err
 	}
 	for _, dir := range slices.Backward(dirs) {
 		text := strconv.FormatInt(n.RealtimeShare.Microseconds(), 10)
@@ -309,9 +315,32 @@ func (p *Pod) remove(ctx context.Context) {
 	if err == nil {
 		_, err = client.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.sandbox})
 	}
+	if err == nil {
+		err = p.node.Runtime.RemoveGroups(p.group)
+	}
 	if err != nil {
 		p.t.Fatalf("remove pod: %v", err)
 	}
+}
+
+// Kill is SIGKILL, as from the kernel when memory has run out: nothing is put back. The pod is removed.
+func (p *Pod) Kill() {
+	p.t.Helper()
+	pids, err := p.PIDs()
+	if err != nil || len(pids) == 0 {
+		p.t.Fatalf("processes of the agent: %v %v", pids, err)
+	}
+	for _, pid := range pids {
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+			p.t.Fatal(err)
+		}
+	}
+	p.Wait()
+}
+
+// PIDs are the container's processes.
+func (p *Pod) PIDs() ([]int, error) {
+	return p.node.Runtime.PIDs(&containerd.RunningContainer{Group: path.Join(p.group, p.container)})
 }
 
 // Exec runs a command in the container, as `kubectl exec` does.
