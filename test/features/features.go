@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/qos-agent/qos-agent/test/rig/channel"
 )
 
 // Probe looks at every feature by which a test may excuse its absence. Names are, in lower case, what stands between "needs "
@@ -48,6 +50,9 @@ func Probe() map[string]bool {
 		"runqlat":                hasPrograms("runqlat"),
 		"stress-ng":              hasPrograms("stress-ng"),
 		"the command sleep":      hasPrograms("sleep"),
+		"the rig":                channel.Present(),
+		"pqos":                   hasPrograms("pqos"),
+		"perf":                   hasPrograms("perf"),
 	}
 }
 
