@@ -85,7 +85,7 @@ func (o *Options) image(program []byte, arch string) (v1.Image, error) {
 	img := mutate.MediaType(empty.Image, types.OCIManifestSchema1)
 	img = mutate.ConfigMediaType(img, types.OCIConfigJSON)
 	img, err = mutate.ConfigFile(img, &v1.ConfigFile{
-		OS: "linux", Architecture: arch, Created: v1.Time{Time: o.Created},
+		OS: "linux", Architecture: arch, Created: v1.Time{Time: o.Created}, RootFS: v1.RootFS{Type: "layers"},
 		Config: v1.Config{
 			Entrypoint: []string{"/" + binary}, Cmd: []string{"run"}, Env: []string{"PATH=/usr/bin"}, WorkingDir: "/", User: "0:0",
 			Labels: map[string]string{

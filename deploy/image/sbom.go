@@ -75,7 +75,8 @@ func attach(subject v1.Image, bom []byte, created time.Time) (mutate.IndexAddend
 	if err != nil {
 		return mutate.IndexAddendum{}, err
 	}
-	described := mutate.Subject(img, v1.Descriptor{MediaType: to.MediaType, Size: to.Size, Digest: to.Digest})
-	described = mutate.Annotations(described, map[string]string{"org.opencontainers.image.created": created.UTC().Format(time.RFC3339)})
+	// The subject last: every other change forgets it.
+	described := mutate.Annotations(img, map[string]string{"org.opencontainers.image.created": created.UTC().Format(time.RFC3339)})
+	described = mutate.Subject(described, v1.Descriptor{MediaType: to.MediaType, Size: to.Size, Digest: to.Digest})
 	return mutate.IndexAddendum{Add: described.(v1.Image), Descriptor: v1.Descriptor{ArtifactType: string(bomType)}}, nil
 }
