@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -226,7 +227,23 @@ func TestDaemonSet(t *testing.T) {
 	if code := p.Wait(); code != 0 {
 		t.Errorf("restore: exit code %d\n%s", code, p.Log())
 	}
-	s.restored("after a crash and qos-agent restore", before)
+	s.restored("after a crash and qos-agent restore in a container", before)
+
+	// The same on the node itself, which has its groups elsewhere than the container had.
+	p = s.start()
+	s.wait(p, "cuts by one more agent", cut)
+	p.Kill()
+	bin := filepath.Join(t.TempDir(), "qos-agent")
+	build := exec.CommandContext(s.ctx, "go", "build", "-o", bin, "./cmd/qos-agent")
+	build.Dir = "../.."
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	out, err := exec.CommandContext(s.ctx, bin, "restore", "--run-dir="+s.node.HostPaths["/run/qos-agent"]).CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "restored ") {
+		t.Errorf("restore: %v\n%s", err, out)
+	}
+	s.restored("after a crash and qos-agent restore on the node", before)
 }
 
 func (s *stage) read(group, file string) string {

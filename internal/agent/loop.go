@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/qos-agent/qos-agent/internal/actuate"
+	"github.com/qos-agent/qos-agent/internal/clos"
 	"github.com/qos-agent/qos-agent/internal/control"
 	"github.com/qos-agent/qos-agent/internal/decide"
 	"github.com/qos-agent/qos-agent/internal/decisionlog"
@@ -67,6 +68,9 @@ type loop struct {
 
 	windows windows
 	writes  [knob.NumKinds][knob.NumResults]uint64
+
+	classWrites [len(classResources)][knob.NumResults]uint64
+	classNotes  map[clos.Note]bool // what was last said of the plan of classes
 }
 
 // policyState is the policy in force and how it came to be.
@@ -82,9 +86,10 @@ type policyState struct {
 
 func newLoop(a *Agent) *loop {
 	l := &loop{
-		Agent:  a,
-		decide: decide.New(),
-		began:  a.o.Clock.Now(),
+		Agent:      a,
+		decide:     decide.New(),
+		classNotes: map[clos.Note]bool{},
+		began:      a.o.Clock.Now(),
 		guard: sched.Guard{
 			Budget: budget, Period: budgetPeriod, Penalty: budgetPenalty,
 			Promote: sched.Realtime,
@@ -175,10 +180,12 @@ func (l *loop) onTick(due uint64) {
 	l.snapshot = l.o.Collector.Tick()
 	l.mayAct(start)
 	l.step(l.snapshot)
+	l.scanClasses()
 	l.windows.add(l.snapshot)
 	if start-l.rounds >= roundsEvery {
 		l.rounds = start
 		l.record(l.o.Executor.Audit())
+		l.auditClasses()
 		l.report()
 		l.shareBaselines(start)
 		l.lastState, l.lastMetrics = kept[server.State]{}, kept[server.Metrics]{}
@@ -239,7 +246,8 @@ func (l *loop) onEvents() {
 func (l *loop) step(s *signal.Snapshot) (wrote bool) {
 	if l.policy.compiled == nil {
 		l.setEventBound(0)
-		return l.record(l.o.Executor.Apply(nil, actuate.Policy{}))
+		wrote = l.record(l.o.Executor.Apply(nil, actuate.Policy{}))
+		return l.declassify() || wrote
 	}
 	d := l.decide.Step(s, l.policy.compiled)
 	if s.Trigger == signal.Tick {
@@ -249,6 +257,7 @@ func (l *loop) step(s *signal.Snapshot) (wrote bool) {
 	if l.acting {
 		outcomes := l.o.Executor.Apply(d.Plan, actuate.Policy{Edits: d.Spec.Safety.ExternalEdits})
 		wrote = l.record(outcomes, d.Notes...)
+		wrote = l.classify(&d) || wrote
 	}
 	for i := range d.Notes {
 		l.note(s.Seq, &d.Notes[i], d.Spec.Mode)
@@ -343,6 +352,9 @@ func (l *loop) setPods() {
 	}
 	l.listed = true
 	l.o.Collector.SetPods(l.o.Source.Pods(), l.online)
+	if l.o.Classes != nil {
+		l.o.Classes.Pods(l.o.Source.Pods())
+	}
 }
 
 func (l *loop) online(p *signal.Pod) bool {
@@ -360,11 +372,12 @@ func (l *loop) restore() error {
 	}
 	outcomes := l.o.Executor.RestoreAll()
 	l.record(outcomes)
+	groups, classErrs := l.restoreClasses()
 	if b := l.decide.Baselines(); len(b.Workloads) > 0 {
 		l.baselines <- &b // waits for the writer, for there is no next time
 	}
-	l.diary(decisionlog.Entry{Kind: decisionlog.KindAgent, Message: fmt.Sprintf("the agent ends: %d knobs were put back", len(outcomes))})
-	var errs []error
+	l.diary(decisionlog.Entry{Kind: decisionlog.KindAgent, Message: fmt.Sprintf("the agent ends: %d knobs were put back, %d resctrl groups removed", len(outcomes), groups)})
+	errs := classErrs
 	for _, o := range outcomes {
 		if o.Err != nil {
 			errs = append(errs, fmt.Errorf("put back %s of %s: %w", o.Kind, o.Cgroup, o.Err))

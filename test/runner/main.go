@@ -31,6 +31,7 @@ func main() {
 	layers := flag.String("layers", "unit,kernel,vm,rig", "which layers to run, comma-separated")
 	kernels := flag.String("kernels", "6.1,6.12", "series of Debian's kernels for the vm and rig layers, comma-separated")
 	only := flag.String("only", "", "only packages whose import path matches this `regexp`")
+	verbose := flag.Bool("v", false, "print what passed tests say, too")
 	flag.Parse()
 	filter, err := regexp.Compile(*only)
 	if err != nil {
@@ -38,7 +39,7 @@ func main() {
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	ok, err := run(ctx, strings.Split(*layers, ","), strings.Split(*kernels, ","), filter)
+	ok, err := run(ctx, strings.Split(*layers, ","), strings.Split(*kernels, ","), filter, *verbose)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "runner:", err)
@@ -49,7 +50,7 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, layers, kernels []string, filter *regexp.Regexp) (bool, error) {
+func run(ctx context.Context, layers, kernels []string, filter *regexp.Regexp, verbose bool) (bool, error) {
 	start := time.Now()
 	dir, err := os.MkdirTemp("", "qos-agent-runner-")
 	if err != nil {
@@ -65,6 +66,7 @@ func run(ctx context.Context, layers, kernels []string, filter *regexp.Regexp) (
 		return false, err
 	}
 	r := &runner{dir: dir, packages: packages, deploy: deploy, tally: newTally(os.Stdout)}
+	r.tally.verbose = verbose
 	for _, layer := range layers {
 		fmt.Printf("\n==== %s\n", layer)
 		switch layer {

@@ -24,7 +24,7 @@ type event struct {
 // on its own account.
 type tally struct {
 	out      io.Writer
-	verbose  bool
+	verbose  bool // what passed tests say is printed, too
 	passed   int
 	failures []string // names
 	skips    []skip
@@ -142,6 +142,11 @@ func (t *tally) finish(key string, has map[string]bool, s *suite, e event) {
 		word = "FAIL"
 	}
 	fmt.Fprintf(t.out, "%s %-60s %4d passed %3d failed %3d skipped %7.1f s\n", word, key, passed, len(failed), skipped, e.Elapsed)
+	for _, name := range names {
+		if c := s.tests[name]; t.verbose && c.outcome == "pass" {
+			fmt.Fprintf(t.out, "---- %s %s\n%s", key, name, lastLines(c.output.String()))
+		}
+	}
 	for _, name := range failed {
 		t.failures = append(t.failures, key+" "+name)
 		fmt.Fprintf(t.out, "---- %s %s\n%s", key, name, lastLines(s.tests[name].output.String()))
