@@ -7,10 +7,10 @@ GOFLAGS_BUILD = -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 IMAGE_TAG ?= $(shell sed -n 's/^appVersion: *"\(.*\)"/\1/p' deploy/helm/qos-agent/Chart.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help build image demo test test-unit test-kernel test-vm test-rig rig deps generate lint bench-load bench-bpf bench-cost bench-reaction clean
+.PHONY: help build image demo test test-unit test-kernel e2e test-vm test-rig rig deps generate lint bench-load bench-bpf bench-cost bench-reaction clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## bin/qos-agent, static
 	CGO_ENABLED=0 go build $(GOFLAGS_BUILD) -o bin/qos-agent ./cmd/qos-agent
@@ -31,6 +31,9 @@ test-unit: ## only tests of pure Go
 
 test-kernel: ## only tests on this machine's kernel and containerd (root)
 	go run ./test/runner -layers kernel
+
+e2e: deps ## the chart's pod in a private containerd beside pods under load, scraped by a real Prometheus (root, 2 minutes)
+	cd deploy && go test -mod=mod -count=1 -v ./e2e
 
 test-vm: ## only tests on Debian's 6.1 and 6.12 in QEMU (no root, no KVM)
 	go run ./test/runner -layers vm

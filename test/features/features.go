@@ -45,6 +45,7 @@ func Probe() map[string]bool {
 		"go":                     hasPrograms("go"),
 		"nginx":                  hasPrograms("nginx"),
 		"promtool":               hasPrograms("promtool"),
+		"prometheus":             hasPrograms("prometheus"),
 		"qemu":                   hasPrograms("qemu-system-x86_64"),
 		"apt":                    hasPrograms("apt-get", "apt-cache", "dpkg-deb"),
 		"runqlat":                hasPrograms("runqlat"),
