@@ -2,8 +2,8 @@ package main
 
 import (
 	"fmt"
-	"log/slog"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -15,8 +15,9 @@ import (
 // dropCapabilities keeps what the loop still needs: the real-time class, which it leaves and takes again; hardware counters of
 // containers to come; BPF where the kernel (before 5.19) asks for it at every call; and leave to touch files that root may not.
 // What was dropped cannot be had again. Failing to drop it is no reason not to protect anybody.
-func (c *runCmd) dropCapabilities(log *slog.Logger, tracer *ebpf.Tracer, report capability.Report) {
+func (c *runCmd) dropCapabilities(p parts, tracer *ebpf.Tracer, report capability.Report) {
 	var keep []privilege.Value
+	log := p.log
 	if c.Realtime {
 		keep = append(keep, privilege.Nice)
 	}
@@ -28,6 +29,9 @@ func (c *runCmd) dropCapabilities(log *slog.Logger, tracer *ebpf.Tracer, report 
 			log.Info("CAP_BPF is kept: this kernel wants it for reading statistics of BPF programs", "error", err)
 			keep = append(keep, privilege.BPF)
 		}
+	}
+	if p.classes != nil && p.policy.At(time.Now()).RDT.Mount {
+		keep = append(keep, privilege.Admin) // to unmount in the end what it may have mounted
 	}
 	// The directories of resctrl are read-only even to root, who has to make groups in them.
 	if err := privilege.Without(c.checkFiles); err != nil || report.Has(capability.Resctrl) {

@@ -267,7 +267,7 @@ func (c *runCmd) serve(ctx context.Context, p parts) (err error) {
 		return err
 	}
 	if c.DropCaps {
-		c.dropCapabilities(log, tracer, report)
+		c.dropCapabilities(p, tracer, report)
 	}
 	log.Info("qos-agent", "version", version, "listen", p.endpoints[0].Listener.Addr(), "policy", p.policy.Name(), "id", p.policy.ID(),
 		"cgroups", p.hierarchy.Mode(), "interval", c.Interval, "pods", c.Pods)
