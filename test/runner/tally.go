@@ -24,7 +24,8 @@ type event struct {
 // on its own account.
 type tally struct {
 	out      io.Writer
-	verbose  bool // what passed tests say is printed, too
+	verbose  bool   // what passed tests say is printed, too
+	keep     string // lines of output that begin so are printed at once
 	passed   int
 	failures []string // names
 	skips    []skip
@@ -90,6 +91,9 @@ func (t *tally) event(layer string, has map[string]bool, e event) {
 	switch e.Action {
 	case "output":
 		c.output.WriteString(e.Output)
+		if t.keep != "" && strings.HasPrefix(e.Output, t.keep) {
+			fmt.Fprint(t.out, e.Output)
+		}
 	case "pass", "fail", "skip":
 		c.outcome = e.Action
 	}
