@@ -111,6 +111,16 @@ func TestKustomizeBase(t *testing.T) {
 	}
 }
 
+// TestExamples are the ones for Kubernetes.
+func TestExamples(t *testing.T) {
+	check(t, render(t, read(t, "../../examples/kubernetes/pools.values.yaml")))
+	restore := daemonSet(t, read(t, "../../examples/kubernetes/restore-daemonset.yaml"), "qos-agent-restore")
+	want := daemonSet(t, render(t, nil), "qos-agent").Spec.Template.Spec.Containers[0]
+	if got := restore.Spec.Template.Spec.InitContainers[0].Image; got != want.Image {
+		t.Errorf("restore uses image %s, the chart %s", got, want.Image)
+	}
+}
+
 // check decodes every document strictly into the type that Kubernetes has for it, and holds what only we know against it.
 func check(t *testing.T, text []byte) {
 	t.Helper()
