@@ -39,9 +39,9 @@ type options struct {
 	Out     string        `default:"bench/results" help:"Directory for the results."`
 	Seed    uint64        `default:"1" help:"Of arrivals and of the order of phases."`
 	Minutes float64       `help:"Budget: as many rounds as fit, and the last one cut short at its end. 0: the command's default."`
-	Settle  time.Duration `default:"600ms" help:"From the start of offline work to the first window."`
-	Window  time.Duration `default:"220ms" help:"Length of a window."`
-	Windows int           `default:"4" help:"Windows of a phase."`
+	Settle  time.Duration `default:"500ms" help:"From the start of offline work to the first window."`
+	Window  time.Duration `default:"200ms" help:"Length of a window."`
+	Windows int           `default:"3" help:"Windows of a phase."`
 	Online  []string      `help:"Only these services."`
 	Load    []string      `help:"Only these loads (low, middle, high)."`
 	Offline []string      `help:"Only these kinds of offline work."`
@@ -227,7 +227,7 @@ func choose[T any](what string, all []T, name func(T) string, asked, byDefault [
 // agentStart is about how long the daemon takes to be ready and to leave, and phaseRest what a phase takes besides its windows.
 const (
 	agentStart = 500 * time.Millisecond
-	phaseRest  = 250 * time.Millisecond
+	phaseRest  = 400 * time.Millisecond
 	setUp      = 10 * time.Second // building, starting services, calibrating
 )
 

@@ -4,14 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"math/rand/v2"
 	"os"
 	"runtime"
 	"time"
 
 	"github.com/qos-agent/qos-agent/bench/lab"
-	"github.com/qos-agent/qos-agent/bench/load"
 	"github.com/qos-agent/qos-agent/bench/online"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
 	"github.com/qos-agent/qos-agent/test/work"
@@ -327,11 +325,12 @@ func (r *rig) window(ctx context.Context, s *online.Service, group string, g *gu
 		Slow: slow,
 	}
 	w.Noisy = w.Steal > stealMax || w.Foreign > foreignMax || w.Slow > slowMax
-	if m.Completed == 0 {
-		w.P50, w.P99, w.P999 = overdue(m), overdue(m), overdue(m)
+	// Requests that are not answered yet took at least so long.
+	open, least := float64(m.Unfinished+m.Errors)/float64(max(1, m.Offered)), online.Patience.Seconds()*1e6
+	for share, q := range map[float64]*float64{0.5: &w.P50, 0.01: &w.P99, 0.001: &w.P999} {
+		if open >= share {
+			*q = max(*q, least)
+		}
 	}
 	return w, nil
 }
-
-// overdue stands for latencies of a window in which nothing at all was answered: they were longer than it, in µs.
-func overdue(m load.Window) float64 { return math.Round(m.Seconds * 1e6) }
