@@ -48,6 +48,8 @@ type phase struct {
 	Windows    []window `json:"windows"`
 	// Work is what the offline work did a second, in its own unit, over the whole phase.
 	Work float64 `json:"work_per_second"`
+	// Failed is why the phase does not count.
+	Failed string `json:"failed,omitempty"`
 	// Held is what the agent held at the end, Rules what it did, in order.
 	Held  []string `json:"held,omitempty"`
 	Rules []string `json:"rules,omitempty"`
@@ -72,7 +74,8 @@ type window struct {
 	LoadCPU    float64 `json:"generator_cpus"`
 	Steal      float64 `json:"steal"`
 	Foreign    float64 `json:"foreign"`
-	Slow       float64 `json:"slow"` // what a fixed piece of work took, to what it takes at best
+	Slow       float64 `json:"slow"`     // what a fixed piece of work took, to what it takes at best
+	Stall      float64 `json:"stall_ms"` // for which no CPU ran anything
 	Noisy      bool    `json:"noisy,omitempty"`
 }
 
@@ -86,6 +89,7 @@ type rig struct {
 	cpus      int
 	phases    int // so far
 	speed     *speed
+	stalls    *stalls
 }
 
 func newRig(ctx context.Context, o options, bin string) (_ *rig, err error) {
@@ -101,6 +105,7 @@ func newRig(ctx context.Context, o options, bin string) (_ *rig, err error) {
 	if r.speed, err = newSpeed(r.cpus); err != nil {
 		return r, err
 	}
+	r.stalls = newStalls(r.cpus)
 	if r.materials, err = prepare(r.Dir, r.Disk); err != nil {
 		return r, err
 	}
@@ -227,7 +232,9 @@ func (r *rig) phase(ctx context.Context, s *online.Service, l level, c cell, rul
 		return nil, err
 	}
 	if p.Work, err = work.stop(r.Tree, group); err != nil {
-		return nil, err
+		p.Failed = err.Error()
+		fmt.Fprintf(os.Stderr, "%s %s x %s under %s does not count: %v\n", p.Online, p.Load, p.Offline, p.Protection, err)
+		err = nil
 	}
 	if c.offline.disk {
 		settleDisks(3 * time.Second)
@@ -297,6 +304,7 @@ func (r *rig) window(ctx context.Context, s *online.Service, group string, g *gu
 	if _, err := s.Client.Collect(); err != nil {
 		return w, err
 	}
+	r.stalls.reset()
 	ownBefore := helpers(own...)
 	before, err := readUsage(r.Lab, s.Group, group)
 	if err != nil {
@@ -314,6 +322,7 @@ func (r *rig) window(ctx context.Context, s *online.Service, group string, g *gu
 	if err != nil {
 		return w, err
 	}
+	stall := r.stalls.total()
 	slow = max(slow, r.speed.look())
 	d := after.at.Sub(before.at).Seconds()
 	w = window{
@@ -322,9 +331,9 @@ func (r *rig) window(ctx context.Context, s *online.Service, group string, g *gu
 		OnlineCPU: (after.online - before.online).Seconds() / d, OfflineCPU: (after.offline - before.offline).Seconds() / d,
 		LoadCPU: m.Self.CPU / m.Seconds,
 		Steal:   stolen(before, after, r.cpus), Foreign: foreign(before, after, ownTime, r.cpus),
-		Slow: slow,
+		Slow: slow, Stall: stall.Seconds() * 1e3,
 	}
-	w.Noisy = w.Steal > stealMax || w.Foreign > foreignMax || w.Slow > slowMax
+	w.Noisy = w.Steal > stealMax || w.Foreign > foreignMax || w.Slow > slowMax || stall > stallMax
 	// Requests that are not answered yet took at least so long.
 	open, least := float64(m.Unfinished+m.Errors)/float64(max(1, m.Offered)), online.Patience.Seconds()*1e6
 	for share, q := range map[float64]*float64{0.5: &w.P50, 0.01: &w.P99, 0.001: &w.P999} {

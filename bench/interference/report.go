@@ -24,6 +24,8 @@ type result struct {
 	Loads         map[string]float64 `json:"loads"`               // as shares of that
 	Windows       int                `json:"windows"`             // measured in all ...
 	Thrown        int                `json:"thrown"`              // ... and thrown away by the noise rule
+	Stalled       int                `json:"stalled"`             // thereof because no CPU ran for a moment
+	Failed        int                `json:"failed"`              // phases whose work could not be measured
 	TooNoisy      bool               `json:"too_noisy"`
 	CutShort      bool               `json:"cut_short,omitempty"` // the budget ended before the last round did
 	NotRun        map[string]string  `json:"not_run,omitempty"`   // protections that this machine cannot show, and why
@@ -105,6 +107,10 @@ func gather(o options, phases []*phase, capacity map[string]float64, seconds flo
 	}
 	cells, thrown, held := map[cellKey]*samples{}, map[cellKey]int{}, map[cellKey][]string{}
 	for _, p := range phases {
+		if p.Failed != "" {
+			r.Failed++
+			continue
+		}
 		k := cellKey{p.Online, p.Load, p.Offline, p.Protection}
 		s := cells[k]
 		if s == nil {
@@ -117,6 +123,9 @@ func gather(o options, phases []*phase, capacity map[string]float64, seconds flo
 			r.Windows++
 			if w.Noisy {
 				r.Thrown++
+				if w.Stall > stallMax.Seconds()*1e3 {
+					r.Stalled++
+				}
 				thrown[k]++
 				continue
 			}
@@ -267,8 +276,8 @@ const (
 
 // print writes the table.
 func (r *result) print(w io.Writer, o options) {
-	fmt.Fprintf(w, "\nkernel %s, %d CPUs, %s, seed %d, %.0f s; %d windows of %.2g s after %.2g s, %d thrown away as noisy\n",
-		r.Kernel, r.CPUs, r.Date, r.Seed, r.Seconds, r.Windows, r.WindowSeconds, r.SettleSeconds, r.Thrown)
+	fmt.Fprintf(w, "\nkernel %s, %d CPUs, %s, seed %d, %.0f s; %d windows of %.2g s after %.2g s, %d thrown away as noisy (%d because the whole machine stood still for a moment), %d phases failed\n",
+		r.Kernel, r.CPUs, r.Date, r.Seed, r.Seconds, r.Windows, r.WindowSeconds, r.SettleSeconds, r.Thrown, r.Stalled, r.Failed)
 	if r.TooNoisy {
 		fmt.Fprintln(w, "TOO NOISY TO TELL: more than one window in five was disturbed by others; repeat on a quiet machine")
 	}

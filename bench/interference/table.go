@@ -41,7 +41,7 @@ func order(pairs []pair, of func(pair) string) (out []string) {
 
 func (r *result) markdown(w io.Writer) {
 	prots := order(r.Pairs, func(p pair) string { return p.Protection })
-	fmt.Fprintf(w, "%d windows of %.0f ms, %d thrown away as noisy.\n\n", r.Windows, 1e3*r.WindowSeconds, r.Thrown)
+	fmt.Fprintf(w, "%d windows of %.0f ms, %d thrown away as noisy (%d because the whole machine stood still).\n\n", r.Windows, 1e3*r.WindowSeconds, r.Thrown, r.Stalled)
 	fmt.Fprintln(w, "| all pairs | p99 / alone (95 %) | worst pair | pairs over 2 | offline kept (95 %) | pairs |\n|---|---|---|---|---|---|")
 	for _, p := range prots {
 		s, ok := r.Summary[p]

@@ -31,6 +31,8 @@ type whyRow struct {
 	Offline string   `json:"offline"` // "" for none
 	Same    lateness `json:"same_cpu"`
 	Other   lateness `json:"other_cpu"`
+	// Both is how often both were late by more than 1 ms at the same moment: then no CPU ran, and the cause is outside of this machine.
+	Both int `json:"both_over_1ms"`
 	// WorkCPU is what the work used of its CPU.
 	WorkCPU float64 `json:"offline_cpus"`
 }
@@ -74,14 +76,14 @@ func (whyCmd) Run(ctx context.Context, o *options) (err error) {
 	}
 	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(t, "kernel %s, preemption: %s\n", r.Kernel, r.Preempt)
-	fmt.Fprintln(t, "a real-time thread wakes up late, us, beside\tsame CPU: p99\tp99.9\tmax\tover 1 ms\tother CPU: p99\tp99.9\tmax\tover 1 ms\tCPU of the work")
+	fmt.Fprintln(t, "a real-time thread wakes up late, us, beside\tsame CPU: p99\tp99.9\tmax\tover 1 ms\tother CPU: p99\tp99.9\tmax\tover 1 ms\tboth\tCPU of the work")
 	for _, k := range r.Kinds {
 		name := k.Offline
 		if name == "" {
 			name = "nothing"
 		}
-		fmt.Fprintf(t, "%s\t%.0f\t%.0f\t%.0f\t%d of %d\t%.0f\t%.0f\t%.0f\t%d of %d\t%.2f\n", name, k.Same.P99, k.Same.P999, k.Same.Max, k.Same.Over, k.Same.N,
-			k.Other.P99, k.Other.P999, k.Other.Max, k.Other.Over, k.Other.N, k.WorkCPU)
+		fmt.Fprintf(t, "%s\t%.0f\t%.0f\t%.0f\t%d of %d\t%.0f\t%.0f\t%.0f\t%d of %d\t%d\t%.2f\n", name, k.Same.P99, k.Same.P999, k.Same.Max, k.Same.Over, k.Same.N,
+			k.Other.P99, k.Other.P999, k.Other.Max, k.Other.Over, k.Other.N, k.Both, k.WorkCPU)
 	}
 	t.Flush()
 	return lab.WriteResult(o.Out, "why.json", r)
@@ -112,10 +114,11 @@ func why(ctx context.Context, l *lab.Lab, m *materials, k offline, length time.D
 	if err != nil {
 		return row, err
 	}
-	same, other := make(chan []float64, 1), make(chan []float64, 1)
+	same, other := make(chan []wakeup, 1), make(chan []wakeup, 1)
 	go func() { same <- wakeups(0, length) }()
 	go func() { other <- wakeups(runtime.NumCPU()-1, length) }()
-	row.Same, row.Other = newLateness(<-same), newLateness(<-other)
+	a, b := <-same, <-other
+	row.Same, row.Other, row.Both = newLateness(a), newLateness(b), together(a, b)
 	after, err := cpuTime(l, group)
 	row.WorkCPU = (after - before).Seconds() / length.Seconds()
 	if k.disk {
@@ -125,9 +128,9 @@ func why(ctx context.Context, l *lab.Lab, m *materials, k offline, length time.D
 	return row, errors.Join(err, ctx.Err())
 }
 
-// wakeups wakes up every millisecond on a CPU, in a real-time class, and gives by how many µs it was late. Its thread is left to
+// wakeups wakes up every millisecond on a CPU, in a real-time class, and gives when it was due and by how much it was late. Its thread is left to
 // the runtime as it was found: one that ended would take the processes with it that were started from it.
-func wakeups(cpu int, length time.Duration) (late []float64) {
+func wakeups(cpu int, length time.Duration) (out []wakeup) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	var all, one unix.CPUSet
@@ -140,23 +143,51 @@ func wakeups(cpu int, length time.Duration) (late []float64) {
 		_ = unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr}, 0)
 		_ = unix.SchedSetaffinity(0, &all)
 	}()
-	late = make([]float64, 0, int(length/time.Millisecond)+1)
-	var now unix.Timespec
-	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &now) // cannot fail
-	end := now.Nano() + int64(length)
-	for due := now.Nano() + 1e6; due < end; due += 1e6 {
+	out = make([]wakeup, 0, int(length/time.Millisecond)+1)
+	start := monotonic()
+	end := start + int64(length)
+	for due := start + 1e6; due < end; due += 1e6 {
 		ts := unix.NsecToTimespec(due)
 		_ = unix.ClockNanosleep(unix.CLOCK_MONOTONIC, unix.TIMER_ABSTIME, &ts, nil) // woken early shows as not late
-		_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &now)
-		late = append(late, float64(now.Nano()-due)/1e3)
-		if behind := now.Nano() - due; behind > 1e6 {
+		now := monotonic()
+		out = append(out, wakeup{due, now})
+		if behind := now - due; behind > 1e6 {
 			due += behind / 1e6 * 1e6 // the wake-ups that were missed belong to the same stall
 		}
 	}
-	return late
+	return out
 }
 
-func newLateness(us []float64) (l lateness) {
+// wakeup is when it was due, and when it was.
+type wakeup stallOf
+
+func (w wakeup) late() float64 { return float64(w.to-w.from) / 1e3 }
+
+// together counts the wake-ups of a that were late by more than 1 ms while b was too.
+func together(a, b []wakeup) (n int) {
+	j := 0
+	for _, w := range a {
+		if w.late() <= 1000 {
+			continue
+		}
+		for j < len(b) && b[j].to < w.from {
+			j++
+		}
+		for k := j; k < len(b) && b[k].from < w.to; k++ {
+			if b[k].late() > 1000 {
+				n++
+				break
+			}
+		}
+	}
+	return n
+}
+
+func newLateness(all []wakeup) (l lateness) {
+	var us []float64
+	for _, w := range all {
+		us = append(us, w.late())
+	}
 	if len(us) == 0 {
 		return l
 	}
