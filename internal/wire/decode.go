@@ -48,6 +48,16 @@ func (t *Type) Bind(schema string) (*Decoder, error) {
 	return d, nil
 }
 
+// Skip makes a decoder that reads what was written with a schema and keeps nothing of it.
+func Skip(schema string) (*Decoder, error) {
+	b := binder{text: schema}
+	d, err := b.bind(nil, "", nil)
+	if err == nil && b.text != "" {
+		err = errors.New("schema: there is something behind it")
+	}
+	return d, err
+}
+
 type binder struct {
 	text             string
 	depth            int

@@ -168,6 +168,32 @@ func (t *Type) finish() {
 // Fields is the fields of a struct type.
 func (t *Type) Fields() []Field { return t.fields }
 
+// Leaves calls f for everything in a struct or an array that is no struct or array itself, with its path from there and whether it is a
+// scalar: a boolean, an integer or a float.
+func (t *Type) Leaves(path string, offset uintptr, f func(path string, offset uintptr, t *Type, scalar bool)) {
+	switch t.kind {
+	case kStruct:
+		for _, field := range t.fields {
+			field.Type.Leaves(strings.TrimPrefix(path+"."+field.Name, "."), offset+field.Offset, f)
+		}
+	case kArray:
+		for i := range t.n {
+			t.elem.Leaves(fmt.Sprintf("%s[%d]", path, i), offset+uintptr(i)*t.elem.size, f)
+		}
+	default:
+		f(path, offset, t, t.kind <= kFloat)
+	}
+}
+
+// Load is the bits of the scalar at p.
+func (t *Type) Load(p unsafe.Pointer) uint64 { return t.load(p) }
+
+// Store sets the scalar at p and reports whether v fits.
+func (t *Type) Store(p unsafe.Pointer, v uint64) bool { return t.store(p, v) }
+
+// Bool reports whether t is a boolean.
+func (t *Type) Bool() bool { return t.kind == kBool }
+
 // Name is the Go name of the type.
 func (t *Type) Name() string { return t.rtype.String() }
 
