@@ -4,7 +4,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 GOFLAGS_BUILD = -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-unit test-kernel test-vm deps generate lint bench-load bench-bpf bench-cost bench-reaction clean
+.PHONY: help build demo test test-unit test-kernel test-vm test-rig rig deps generate lint bench-load bench-bpf bench-cost bench-reaction clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,7 +16,7 @@ demo: build ## an online service wrecked by offline work and brought back, here 
 	go build -o bin/demo ./demo
 	QOS_AGENT_BIN=$(CURDIR)/bin/qos-agent bin/demo
 
-test: deps ## all tests: unit with -race, this kernel, containerd, Debian's kernels in QEMU
+test: deps ## all tests: unit with -race, this kernel, containerd, Debian's kernels in QEMU, RDT in an emulated machine
 	go run ./test/runner
 
 test-unit: ## only tests of pure Go
@@ -27,6 +27,12 @@ test-kernel: ## only tests on this machine's kernel and containerd (root)
 
 test-vm: ## only tests on Debian's 6.1 and 6.12 in QEMU (no root, no KVM)
 	go run ./test/runner -layers vm
+
+test-rig: rig ## only tests on a machine with RDT and a PMU, emulated (no root, no KVM)
+	go run ./test/runner -layers rig
+
+rig: ## build that machine (a patched QEMU, about 2 minutes) into the cache, if it is not there
+	go run ./test/rig/build
 
 deps: ## install the Debian packages that tests and benches need, if any is missing
 	./test/deps.sh

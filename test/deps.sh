@@ -28,6 +28,20 @@ need redis-server redis-server
 need memcached memcached
 need stress-ng stress-ng                      # offline work
 need runqlat libbpf-tools                     # independent eyes
+need pqos intel-cmt-cat
+need ninja ninja-build                        # the rig, see test/rig
+need g++ build-essential
+need dpkg-source dpkg-dev
+need patch patch
+need meson meson
+need pkg-config pkg-config
+need flex flex
+need bison bison
+need python3 python3
+need /usr/include/glib-2.0/glib.h libglib2.0-dev
+need /usr/include/pixman-1/pixman.h libpixman-1-dev
+need /usr/include/libfdt.h libfdt-dev
+need /usr/include/zlib.h zlib1g-dev
 need promtool prometheus                      # promtool checks metrics and alerts; the server is not used
 missing=${missing# }
 

@@ -26,11 +26,12 @@ var version = "dev"
 
 // cli is the command line. One file a subcommand.
 type cli struct {
-	Run     runCmd     `cmd:"" help:"Run the node daemon."`
-	Policy  policyCmd  `cmd:"" help:"Check policies, or print the default one."`
-	Doctor  doctorCmd  `cmd:"" help:"Probe what this node can do, by doing it."`
-	Restore restoreCmd `cmd:"" help:"Put back everything that a killed daemon left changed."`
-	Version versionCmd `cmd:"" help:"Print the version."`
+	Run      runCmd      `cmd:"" help:"Run the node daemon."`
+	Policy   policyCmd   `cmd:"" help:"Check policies, or print the default one."`
+	Doctor   doctorCmd   `cmd:"" help:"Probe what this node can do, by doing it."`
+	Restore  restoreCmd  `cmd:"" help:"Put back everything that a killed daemon left changed."`
+	Simulate simulateCmd `cmd:"" help:"Run scenarios against a model of a node, in milliseconds."`
+	Version  versionCmd  `cmd:"" help:"Print the version."`
 }
 
 func main() {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 	"github.com/qos-agent/qos-agent/internal/capability"
 	"github.com/qos-agent/qos-agent/internal/clock"
 	"github.com/qos-agent/qos-agent/internal/collect"
+	"github.com/qos-agent/qos-agent/internal/decisionlog"
 	"github.com/qos-agent/qos-agent/internal/pods"
 	"github.com/qos-agent/qos-agent/internal/policy"
 	"github.com/qos-agent/qos-agent/internal/sched"
@@ -40,13 +42,21 @@ type runCmd struct {
 	StaticPods  string        `placeholder:"FILE" help:"File that lists pods, with --pods static."`
 	CgroupRoot  string        `default:"/sys/fs/cgroup" help:"Where control groups are mounted."`
 	RunDir      string        `default:"${run_dir}" help:"Directory for the journal and the lock; on a tmpfs."`
-	Listen      string        `default:"127.0.0.1:9476" placeholder:"ADDR:PORT" help:"Where to serve /metrics, health and the state API."`
+	Listen      string        `default:"127.0.0.1:9476" placeholder:"ADDR:PORT" help:"Where to serve /metrics and health; on a loopback address the page and the state API as well."`
 	Interval    time.Duration `default:"100ms" help:"Time between ticks, 10ms to 10s."`
 	Mode        string        `enum:",observe,enforce" default:"" placeholder:"MODE" help:"Override the policy's mode: observe (write nothing) or enforce."`
 	Realtime    bool          `default:"true" negatable:"" help:"Run the loop's one thread in the real-time class, within a budget."`
 	BPFStats    bool          `name:"bpf-stats" default:"true" negatable:"" help:"Have the kernel account the run time of BPF programs."`
 	LogFormat   string        `enum:"text,json" default:"text" help:"Format of the log on stderr: ${enum}."`
 	LogLevel    slog.Level    `default:"info" help:"Least level that is logged: debug, info, warn, error."`
+
+	APIListen    string `name:"api-listen" placeholder:"ADDR:PORT" help:"Where to serve the page and the state API besides; beyond loopback only with TLS and one of client certificates, users, a token."`
+	APIWebConfig string `name:"api-web-config" placeholder:"FILE" help:"TLS, client certificates and users of --api-listen, in the format of Prometheus's exporter toolkit; read anew for every connection."`
+	APITokenFile string `name:"api-token-file" placeholder:"FILE" help:"Bearer token that --api-listen asks for; read anew for every request."`
+
+	DecisionLogDir   string `name:"decision-log-dir" placeholder:"DIR" help:"Directory of the decision log's files; default: the run directory."`
+	DecisionLogMiB   int    `name:"decision-log-mib" default:"4" help:"Size at which a file of the decision log is put aside, MiB."`
+	DecisionLogFiles int    `name:"decision-log-files" default:"3" help:"How many files of the decision log are kept; 0: none are written."`
 }
 
 // Validate is called by kong.
@@ -59,6 +69,12 @@ func (c *runCmd) Validate() error {
 	}
 	if c.Pods != "static" && c.StaticPods != "" {
 		return errors.New("--static-pods: want --pods static as well")
+	}
+	if c.APIListen == "" && c.APIWebConfig+c.APITokenFile != "" {
+		return errors.New("--api-web-config, --api-token-file: want --api-listen as well")
+	}
+	if c.DecisionLogMiB < 1 || c.DecisionLogFiles < 0 {
+		return errors.New("--decision-log-mib, --decision-log-files: want at least 1 MiB and no negative number of files")
 	}
 	return nil
 }
@@ -83,17 +99,56 @@ func (c *runCmd) Run(e env) (err error) {
 	if err != nil {
 		return err
 	}
-	listener, err := server.Listen(c.Listen)
+	endpoints, err := c.listen()
+	defer func() {
+		for i := range endpoints {
+			_ = endpoints[i].Listener.Close() // again after the server: that is harmless
+		}
+	}()
 	if err != nil {
 		return err
 	}
-	defer listener.Close() // again after the server: that is harmless
 	executor, err := actuate.Open(actuate.Options{Hierarchy: hierarchy, RunDir: c.RunDir, Log: log})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, executor.Close()) }()
-	return c.serve(e.ctx, parts{log, handler, first, hierarchy, source, listener, executor})
+	socket, err := server.ListenUnix(c.RunDir)
+	if err != nil {
+		return err
+	}
+	endpoints = append(endpoints, server.Endpoint{Listener: socket, Everything: true})
+	decisions, err := decisionlog.Open(decisionlog.Options{Files: c.decisionFiles(), Log: log})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, decisions.Close()) }()
+	return c.serve(e.ctx, parts{log, handler, first, hierarchy, source, endpoints, executor, decisions})
+}
+
+// listen opens the addresses that others reach. What it has opened when it fails is returned too.
+func (c *runCmd) listen() (endpoints []server.Endpoint, err error) {
+	add := func(addr, flag string, everything func(net.Listener) bool, access server.Access) error {
+		l, err := server.Listen(addr)
+		if err != nil {
+			return err
+		}
+		e := server.Endpoint{Listener: l, Everything: everything(l), Access: access}
+		endpoints = append(endpoints, e)
+		return e.Check(flag)
+	}
+	if err := add(c.Listen, "--listen", server.Loopback, server.Access{}); err != nil || c.APIListen == "" {
+		return endpoints, err
+	}
+	always := func(net.Listener) bool { return true }
+	return endpoints, add(c.APIListen, "--api-listen", always, server.Access{WebConfig: c.APIWebConfig, TokenFile: c.APITokenFile})
+}
+
+func (c *runCmd) decisionFiles() decisionlog.Files {
+	if c.DecisionLogFiles == 0 {
+		return decisionlog.Files{}
+	}
+	return decisionlog.Files{Dir: cmp.Or(c.DecisionLogDir, c.RunDir), MaxBytes: int64(c.DecisionLogMiB) << 20, Count: c.DecisionLogFiles}
 }
 
 // parts are what Run has built.
@@ -103,8 +158,9 @@ type parts struct {
 	policy    *policy.Compiled
 	hierarchy *cgroup.Hierarchy
 	source    pods.Source
-	listener  net.Listener
+	endpoints []server.Endpoint
 	executor  *actuate.Executor
+	decisions *decisionlog.Log
 }
 
 // serve probes the node, loads what it can do, and runs loop and server until ctx is done.
@@ -157,19 +213,19 @@ func (c *runCmd) serve(ctx context.Context, p parts) (err error) {
 		Version: version, Hostname: hostname, Kernel: kernelRelease(),
 		Interval: c.Interval, Mode: policy.Mode(c.Mode), Realtime: c.Realtime, RunDir: c.RunDir, SourceKind: c.Pods,
 		Hierarchy: p.hierarchy, Tracer: tracer, Collector: collector, Executor: p.executor, Source: p.source,
-		Policy: p.policy, WatchPolicy: c.watch(log), Capabilities: report, Instruments: instruments,
+		Policy: p.policy, WatchPolicy: c.watch(log), Capabilities: report, Instruments: instruments, Decisions: p.decisions,
 		Log: log, LogDropped: p.queue.Dropped, Clock: clock.System{},
 	})
 	if err != nil {
 		return err
 	}
-	web, err := server.New(server.Options{Provider: loop, Instruments: instruments, Version: version, Log: log})
+	web, err := server.New(server.Options{Provider: loop, Decisions: p.decisions, Instruments: instruments, Version: version, Log: log})
 	if err != nil {
 		return err
 	}
-	log.Info("qos-agent", "version", version, "listen", p.listener.Addr(), "policy", p.policy.Name(), "id", p.policy.ID(),
+	log.Info("qos-agent", "version", version, "listen", p.endpoints[0].Listener.Addr(), "policy", p.policy.Name(), "id", p.policy.ID(),
 		"cgroups", p.hierarchy.Mode(), "interval", c.Interval, "pods", c.Pods)
-	return runBoth(ctx, loop.Run, func(ctx context.Context) error { return web.Serve(ctx, p.listener) })
+	return runBoth(ctx, loop.Run, func(ctx context.Context) error { return web.Serve(ctx, p.endpoints...) })
 }
 
 // runBoth runs loop and server; when one ends, so does the other. The loop ends last, since it has to put things back.

@@ -19,6 +19,7 @@ import (
 	"github.com/qos-agent/qos-agent/internal/capability"
 	"github.com/qos-agent/qos-agent/internal/clock"
 	"github.com/qos-agent/qos-agent/internal/collect"
+	"github.com/qos-agent/qos-agent/internal/decisionlog"
 	"github.com/qos-agent/qos-agent/internal/pods"
 	"github.com/qos-agent/qos-agent/internal/policy"
 	"github.com/qos-agent/qos-agent/internal/poll"
@@ -48,6 +49,7 @@ type Options struct {
 	WatchPolicy  func(ctx context.Context, onChange func(*policy.Compiled, error))
 	Capabilities capability.Report
 	Instruments  *server.Instruments
+	Decisions    *decisionlog.Log // gets what the loop decided and did
 
 	// Log must not block (package asynclog): the loop writes to it. LogDropped counts what it had to drop for that.
 	Log        *slog.Logger

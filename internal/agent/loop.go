@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	ossignal "os/signal"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -12,6 +13,7 @@ import (
 	"github.com/qos-agent/qos-agent/internal/actuate"
 	"github.com/qos-agent/qos-agent/internal/control"
 	"github.com/qos-agent/qos-agent/internal/decide"
+	"github.com/qos-agent/qos-agent/internal/decisionlog"
 	"github.com/qos-agent/qos-agent/internal/knob"
 	"github.com/qos-agent/qos-agent/internal/policy"
 	"github.com/qos-agent/qos-agent/internal/sched"
@@ -62,7 +64,6 @@ type loop struct {
 	lastMetrics kept[server.Metrics]
 
 	windows windows
-	notes   notes
 	writes  [knob.NumKinds][knob.NumResults]uint64
 }
 
@@ -97,6 +98,7 @@ func newLoop(a *Agent) *loop {
 func (l *loop) run() error {
 	l.takeCPU()
 	l.report()
+	l.diary(decisionlog.Entry{Kind: decisionlog.KindAgent, Message: "the agent " + l.o.Version + " begins, mode " + string(l.mode())})
 	for !l.stop.Load() {
 		ready, err := l.poller.Wait()
 		if err != nil {
@@ -188,7 +190,7 @@ func (l *loop) mayAct(now time.Duration) {
 		l.acting = true
 		if n := l.o.Executor.Adopted(); n > 0 {
 			text := fmt.Sprintf("nobody has told for %v which pods there are: what a killed agent held is put back", adoptFor)
-			l.diary(server.Note{Kind: "pods", Message: text})
+			l.diary(decisionlog.Entry{Kind: decisionlog.KindPods, Message: text})
 			l.o.Log.Warn(text, "knobs", n, "error", l.o.Source.Status().Error)
 		}
 	}
@@ -236,10 +238,11 @@ func (l *loop) step(s *signal.Snapshot) (wrote bool) {
 		l.setEventBound(d.Spec.Objectives.CPUWaitEvent.D()) // a window of the policy may have opened or closed
 	}
 	if l.acting {
-		wrote = l.record(l.o.Executor.Apply(d.Plan, actuate.Policy{Edits: d.Spec.Safety.ExternalEdits}))
+		outcomes := l.o.Executor.Apply(d.Plan, actuate.Policy{Edits: d.Spec.Safety.ExternalEdits})
+		wrote = l.record(outcomes, d.Notes...)
 	}
 	for i := range d.Notes {
-		l.note(s.Seq, &d.Notes[i])
+		l.note(s.Seq, &d.Notes[i], d.Spec.Mode)
 	}
 	if err := l.poller.SetAlarm(d.Wake); err != nil {
 		l.o.Log.Warn("alarm", "error", err)
@@ -282,13 +285,13 @@ func (l *loop) onPolicyMail(m *policyMail) {
 		p.reloads++
 	case m.err == nil:
 		l.adopt(m.policy, m.at)
-		l.diary(server.Note{Kind: "policy", New: m.policy.ID(), Message: "policy " + m.policy.Name() + " is in force"})
+		l.diary(decisionlog.Entry{Kind: decisionlog.KindPolicy, New: m.policy.ID(), Message: "policy " + m.policy.Name() + " is in force"})
 		l.o.Log.Info("policy in force", "policy", m.policy.Name(), "id", m.policy.ID())
 	case errors.Is(m.err, policy.ErrNoPolicy):
 		p.failures++
 		p.errors = lines(m.err)
 		if p.compiled != nil {
-			l.diary(server.Note{Kind: "policy", Old: p.compiled.ID(), Message: "the policy was removed: everything is put back"})
+			l.diary(decisionlog.Entry{Kind: decisionlog.KindPolicy, Old: p.compiled.ID(), Message: "the policy was removed: everything is put back"})
 		}
 		p.compiled = nil
 		l.last = decide.Decision{}
@@ -297,7 +300,7 @@ func (l *loop) onPolicyMail(m *policyMail) {
 	default:
 		p.failures++
 		p.errors = lines(m.err)
-		l.diary(server.Note{Kind: "policy", Message: "a new policy is refused, the last good one stays: " + p.errors[0]})
+		l.diary(decisionlog.Entry{Kind: decisionlog.KindPolicy, Message: "a new policy is refused, the last good one stays: " + p.errors[0]})
 		l.o.Log.Error("new policy refused, the last good one stays in force", "error", m.err)
 	}
 }
@@ -318,7 +321,7 @@ func (l *loop) onPodsChanged() {
 	connected := l.o.Source.Status().Connected
 	if l.connected && !connected {
 		l.disconnects++
-		l.diary(server.Note{Kind: "pods", Message: "the pod source is lost: " + l.o.Source.Status().Error})
+		l.diary(decisionlog.Entry{Kind: decisionlog.KindPods, Message: "the pod source is lost: " + l.o.Source.Status().Error})
 	}
 	l.connected = connected
 	l.setPods()
@@ -348,6 +351,7 @@ func (l *loop) restore() error {
 	}
 	outcomes := l.o.Executor.RestoreAll()
 	l.record(outcomes)
+	l.diary(decisionlog.Entry{Kind: decisionlog.KindAgent, Message: fmt.Sprintf("the agent ends: %d knobs were put back", len(outcomes))})
 	var errs []error
 	for _, o := range outcomes {
 		if o.Err != nil {
@@ -357,14 +361,17 @@ func (l *loop) restore() error {
 	return errors.Join(errs...)
 }
 
-// record counts outcomes, keeps those worth it in the diary, and reports whether a knob was written because of the plan.
-func (l *loop) record(outcomes []knob.Outcome) (wrote bool) {
+// record counts outcomes, logs those worth it with what led to them, and reports whether a knob was written because of the plan.
+func (l *loop) record(outcomes []knob.Outcome, why ...control.Note) (wrote bool) {
 	for i := range outcomes {
 		o := &outcomes[i]
 		l.writes[o.Kind][o.Result]++
-		n := server.Note{
-			Kind: "write", Pod: o.Pod, Victim: o.Victim, Cgroup: o.Cgroup, Knob: o.Kind.String(), Old: o.Old, New: o.New, Rule: o.Rule,
-			Result: o.Result.String(),
+		e := decisionlog.Entry{
+			Kind: decisionlog.KindWrite, Owner: o.Owner, Rule: o.Rule, Pod: o.Pod, Victim: o.Victim, Cgroup: o.Cgroup, Knob: o.Kind.String(),
+			Old: o.Old, New: o.New, Result: o.Result.String(),
+		}
+		if at := slices.IndexFunc(why, func(n control.Note) bool { return n.Pod == o.Pod && n.Owner == o.Owner && n.From != n.To }); at >= 0 {
+			e.Inputs = inputs(&why[at])
 		}
 		switch o.Result {
 		case knob.Written:
@@ -375,19 +382,52 @@ func (l *loop) record(outcomes []knob.Outcome) (wrote bool) {
 		default:
 			l.o.Log.Warn("knob", "pod", o.Pod, "group", o.Cgroup, "knob", o.Kind, "result", o.Result, "old", o.Old, "new", o.New, "error", o.Err)
 			if o.Err != nil {
-				n.Message = o.Err.Error()
+				e.Message = o.Err.Error()
 			}
 		}
-		l.diary(n)
+		l.diary(e)
 	}
 	return wrote
 }
 
-// note keeps a decision for the state API and the log.
-func (l *loop) note(seq uint64, n *control.Note) {
+// note logs a decision.
+func (l *loop) note(seq uint64, n *control.Note, mode policy.Mode) {
 	text := n.String()
-	l.diary(server.Note{Seq: seq, Kind: n.Rule, Pod: n.Pod, Victim: n.Victim, Old: n.From.String(), New: n.To.String(), Rule: n.Owner, Message: text})
+	e := decisionlog.Entry{
+		Seq: seq, Kind: decisionlog.KindDecision, Owner: n.Owner, Rule: n.Rule, Pod: n.Pod, Victim: n.Victim, Inputs: inputs(n), Message: text,
+	}
+	if n.From != n.To {
+		e.Old, e.New = n.From.String(), n.To.String()
+	}
+	if mode == policy.Observe {
+		e.Result = "observed" // it would have been done
+	}
+	l.diary(e)
 	l.o.Log.Info("decision", "rule", n.Rule, "pod", n.Pod, "victim", n.Victim, "text", text)
+}
+
+// inputs are the figures that a decision rests on; nil if there are none.
+func inputs(n *control.Note) *decisionlog.Inputs {
+	in := decisionlog.Inputs{
+		WaitSeconds: n.Wait.Seconds(), BeforeSeconds: n.Before.Seconds(), ObjectiveSeconds: n.Objective.Seconds(),
+		ShareRatio: permille(n.Permille), Belief: n.Belief, PauseSeconds: n.Pause.Seconds(),
+	}
+	if in == (decisionlog.Inputs{}) {
+		return nil
+	}
+	return &in
+}
+
+// diary hands an entry to the decision log, stamped with the time, the step and the policy in force.
+func (l *loop) diary(e decisionlog.Entry) {
+	e.At = l.o.Clock.Wall()
+	if e.Seq == 0 && l.snapshot != nil {
+		e.Seq = l.snapshot.Seq
+	}
+	if l.policy.compiled != nil {
+		e.Policy = l.policy.compiled.ID()
+	}
+	l.o.Decisions.Add(e)
 }
 
 func lines(err error) []string {

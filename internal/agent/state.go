@@ -19,7 +19,13 @@ import (
 
 // State copies out what the loop knows. It is part of server.Provider.
 func (a *Agent) State(ctx context.Context) (*server.State, error) {
-	return ask(ctx, a, func(l *loop) *server.State { return l.lastState.get(l.o.Clock.Now(), l.state) })
+	s, err := ask(ctx, a, func(l *loop) *server.State { return l.lastState.get(l.o.Clock.Now(), l.state) })
+	if err != nil {
+		return nil, err
+	}
+	out := *s // others have got the same
+	out.Notes = a.o.Decisions.Newest(server.NotesShown)
+	return &out, nil
 }
 
 // state is built on the loop's thread, between two steps: about 2 µs a container.
@@ -30,7 +36,6 @@ func (l *loop) state() *server.State {
 		Policy:    l.policyState(),
 		PodSource: l.sourceState(),
 		Loop:      l.o.Instruments.Loop(),
-		Notes:     l.notes.newestFirst(),
 		Node: server.Node{
 			Hostname: l.o.Hostname, Kernel: l.o.Kernel, Capabilities: l.o.Capabilities.Probes,
 			CgroupMode: l.o.Hierarchy.Mode().String(), CgroupRoot: l.o.Hierarchy.Root(),

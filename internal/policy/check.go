@@ -108,9 +108,11 @@ func Summary(c *Compiled) string {
 	}
 	line("classes", "%s", strings.Join(classes, "; "))
 	o := &s.Objectives
-	line("objectives", "CPU wait p99 %s over %v, event at %s; memory stall %s, io stall %s",
-		off(o.CPUWaitP99), s.Judge.Window, off(o.CPUWaitEvent), percent(o.MemoryStallPercent), percent(o.IOStallPercent))
+	line("objectives", "CPU wait p99 %s over %v, event at %s; memory stall %s, io stall %s, CPI rise %s",
+		off(o.CPUWaitP99), s.Judge.Window, off(o.CPUWaitEvent), percent(o.MemoryStallPercent), percent(o.IOStallPercent), percent(o.CPIRisePercent))
 	line("offline", "posture %s; ladder %s", s.CPU.Posture, rungs(s.CPU.Ladder))
+	line("rdt", "cache %s; bandwidth %s", rdtControl(s.RDT.Cache.Enabled, "from %d ways", s.RDT.Cache.FloorWays),
+		rdtControl(s.RDT.Bandwidth.Enabled, "from %d %%", s.RDT.Bandwidth.FloorPercent))
 	line("online", "burst %s", percent(float64(s.CPU.Burst.Percent)))
 	line("safety", "stale after %v, release after %v; external edits: %s", s.Safety.StaleAfter, s.Safety.ReleaseAfter, s.Safety.ExternalEdits)
 	for i := range s.Windows {
@@ -145,6 +147,13 @@ func describe(w *Window) string {
 		changes = []string{"nothing changes"}
 	}
 	return fmt.Sprintf("%s (%s %s-%s): %s", w.Name, days, w.From, w.To, strings.Join(changes, ", "))
+}
+
+func rdtControl(enabled bool, format string, floor int) string {
+	if !enabled {
+		return "off"
+	}
+	return fmt.Sprintf(format, floor)
 }
 
 func off(d Duration) string {

@@ -20,6 +20,7 @@ func Default() Policy {
 				CPUWaitEvent:       Duration(4 * time.Millisecond),
 				MemoryStallPercent: 10,
 				IOStallPercent:     20,
+				CPIRisePercent:     10,
 			},
 			Judge: Judge{
 				Window:           Duration(time.Second),
@@ -30,6 +31,7 @@ func Default() Policy {
 				UnknownPercent:   40,
 				ThrottledPercent: 10,
 				StealPercent:     5,
+				CPI:              CPIJudge{Window: Duration(300 * time.Millisecond), MinBaseline: 20, MinCPUPercent: 2, MPKIRisePercent: 25},
 			},
 			CPU: CPU{
 				Posture:     PostureIdle,
@@ -47,6 +49,21 @@ func Default() Policy {
 					BackoffMax:     Duration(5 * time.Minute),
 				},
 				Burst: Burst{Percent: 50},
+			},
+			RDT: RDT{
+				Cache: CacheControl{Enabled: true, FloorWays: 1, CutPercent: 50, OnlineOwn: true},
+				Bandwidth: BandwidthControl{
+					Enabled: true, FloorPercent: 10, CutPercent: 50, GrowPercent: 10, StressedPercent: 75, AbundantPercent: 60,
+				},
+				Cooldown:    Duration(400 * time.Millisecond),
+				Hold:        Duration(3 * time.Second),
+				RegrowEvery: Duration(time.Second),
+				Verify: Verify{
+					After:          Duration(time.Second),
+					ImprovePercent: 20,
+					BackoffMin:     Duration(5 * time.Second),
+					BackoffMax:     Duration(5 * time.Minute),
+				},
 			},
 			Safety: Safety{
 				StaleAfter:    Duration(2 * time.Second),

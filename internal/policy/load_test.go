@@ -68,7 +68,7 @@ spec:
 `, `f:1: apiVersion: is "qos-agent.io/v1"; want qos-agent.io/v1alpha1
 f:3: metadata.name: is "a b"; want 1 to 63 letters, digits, dashes, dots or underscores
 f:5: spec.mode: is "enforced"; want perhaps enforce (can be observe or enforce)
-f:6: spec.objectivs: is not a known field; want perhaps objectives (can be mode, classes, objectives, judge, cpu, safety or windows)
+f:6: spec.objectivs: is not a known field; want perhaps objectives (can be mode, classes, objectives, judge, cpu, rdt, safety or windows)
 f:8: spec.objectives.cpuWaitP99: is "5": not a duration with a unit (us, ms, s, m, h); want 0 or 100us to 10s
 f:10: spec.cpu.ladder: is [quota idle], out of order; want its rungs in the order idle, cpus, quota, freeze
 f:11: spec.cpu.quota.cutPercent: is 0; want 1 to 100
@@ -85,6 +85,10 @@ f:1: kind: is missing; want QoSPolicy`},
 		{"event off", head + "spec: {objectives: {cpuWaitP99: 10ms, cpuWaitEvent: 0}}", ``},
 		{"joint below culprit", head + "spec: {judge: {culpritPercent: 70}}",
 			`f:3: spec.judge.jointPercent: is 60, below culpritPercent (70); want 70 or more: several culprits together explain at least what one alone must`},
+		{"rdt", head + "spec: {rdt: {bandwidth: {abundantPercent: 80}, cache: {floorWays: 0}, verify: {after: 200ms}}}",
+			`f:3: spec.rdt.cache.floorWays: is 0; want 1 to 32
+f:3: spec.rdt.verify.after: is 200ms, below the judge's window (300ms), which would still hold waits from before the cut; want 300ms or more
+f:3: spec.rdt.bandwidth.abundantPercent: is 80, not below stressedPercent (75): limits would swing; want less than 75`},
 		{"backoff", head + "spec: {cpu: {verify: {backoffMin: 10m}}}",
 			`f:3: spec.cpu.verify.backoffMin: is 10m0s, above backoffMax (5m0s); want 5m0s or less`},
 		{"verify before the window is over", head + "spec:\n  judge:\n    window: 2s",

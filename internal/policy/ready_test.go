@@ -152,8 +152,9 @@ spec:
 `)
 	want := `policy site (id ` + c.ID() + `): observe
   classes     rule ci (offline); presets qos-agent, koordinator, volcano, katalyst
-  objectives  CPU wait p99 2ms over 1s, event at 4ms; memory stall 10 %, io stall off
+  objectives  CPU wait p99 2ms over 1s, event at 4ms; memory stall 10 %, io stall off, CPI rise 10 %
   offline     posture idle; ladder idle > cpus > quota
+  rdt         cache from 1 ways; bandwidth from 10 %
   online      burst 50 %
   safety      stale after 2s, release after 30s; external edits: reapply
   window      night (mon,tue 22:00-06:00): mode enforce, CPU wait p99 20ms, event at off, posture none, ladder empty

@@ -49,6 +49,8 @@ type Spec struct {
 	Judge Judge `yaml:"judge" json:"judge"`
 	// CPU tunes the CPU controller.
 	CPU CPU `yaml:"cpu" json:"cpu"`
+	// RDT tunes the controllers of cache and memory bandwidth.
+	RDT RDT `yaml:"rdt" json:"rdt"`
 	// Safety bounds what the agent may do.
 	Safety Safety `yaml:"safety" json:"safety"`
 	// Windows override the mode, the CPU objectives, the posture or the ladder at certain times of day. The first that contains
@@ -119,6 +121,9 @@ type Objectives struct {
 	MemoryStallPercent float64 `yaml:"memoryStallPercent" json:"memoryStallPercent" want:"0..100"`
 	// IOStallPercent bounds the share of time in which some task of the group waited for disks (PSI).
 	IOStallPercent float64 `yaml:"ioStallPercent" json:"ioStallPercent" want:"0..100"`
+	// CPIRisePercent bounds by how much the cycles per instruction may be above what is normal for the container at its CPU use. A
+	// baseline that varies more than this by itself widens the bound.
+	CPIRisePercent float64 `yaml:"cpiRisePercent" json:"cpiRisePercent" want:"0..1000"`
 }
 
 // Judge tunes verdicts.
@@ -140,6 +145,8 @@ type Judge struct {
 	ThrottledPercent int `yaml:"throttledPercent" json:"throttledPercent" want:"1..100"`
 	// StealPercent of the node's CPU time being taken by the hypervisor makes waits the hypervisor's doing.
 	StealPercent int `yaml:"stealPercent" json:"stealPercent" want:"1..100"`
+	// CPI tunes verdicts on cache and memory bandwidth.
+	CPI CPIJudge `yaml:"cpi" json:"cpi"`
 }
 
 // CPU tunes the CPU controller.

@@ -40,6 +40,7 @@ func relations(p *Policy) []relation {
 	c.eventBound("spec.objectives", s.Objectives.CPUWaitP99, s.Objectives.CPUWaitEvent)
 	c.judge(&s.Judge)
 	c.cpu(&s.CPU, &s.Judge)
+	c.rdt(&s.RDT, &s.Judge)
 	c.windows(s)
 	return c.broken
 }
@@ -90,13 +91,25 @@ func (c *relationChecker) cpu(cpu *CPU, j *Judge) {
 		c.add("spec.cpu.quota.floorPercent", fmt.Sprintf("is %d %% of a period of %v, which is %v", cpu.Quota.FloorPercent, cpu.Quota.Period, floor),
 			fmt.Sprintf("%v or more, the kernel's least quota: a higher floorPercent or a longer period", kernelLeast), "spec.cpu.quota.period")
 	}
-	if v := cpu.Verify; v.BackoffMin > v.BackoffMax {
-		c.add("spec.cpu.verify.backoffMin", fmt.Sprintf("is %v, above backoffMax (%v)", v.BackoffMin, v.BackoffMax),
-			fmt.Sprintf("%v or less", v.BackoffMax), "spec.cpu.verify.backoffMax")
+	c.verify("spec.cpu.verify", &cpu.Verify, "spec.judge.window", j.Window)
+}
+
+func (c *relationChecker) verify(path string, v *Verify, windowPath string, window Duration) {
+	if v.BackoffMin > v.BackoffMax {
+		c.add(path+".backoffMin", fmt.Sprintf("is %v, above backoffMax (%v)", v.BackoffMin, v.BackoffMax),
+			fmt.Sprintf("%v or less", v.BackoffMax), path+".backoffMax")
 	}
-	if cpu.Verify.After < j.Window {
-		c.add("spec.cpu.verify.after", fmt.Sprintf("is %v, below the judge's window (%v), which would still hold waits from before the cut", cpu.Verify.After, j.Window),
-			fmt.Sprintf("%v or more", j.Window), "spec.judge.window")
+	if v.After < window {
+		c.add(path+".after", fmt.Sprintf("is %v, below the judge's window (%v), which would still hold waits from before the cut", v.After, window),
+			fmt.Sprintf("%v or more", window), windowPath)
+	}
+}
+
+func (c *relationChecker) rdt(r *RDT, j *Judge) {
+	c.verify("spec.rdt.verify", &r.Verify, "spec.judge.cpi.window", j.CPI.Window)
+	if b := &r.Bandwidth; b.AbundantPercent >= b.StressedPercent {
+		c.add("spec.rdt.bandwidth.abundantPercent", fmt.Sprintf("is %d, not below stressedPercent (%d): limits would swing", b.AbundantPercent, b.StressedPercent),
+			fmt.Sprintf("less than %d", b.StressedPercent), "spec.rdt.bandwidth.stressedPercent")
 	}
 }
 

@@ -72,6 +72,8 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	e.flag(c.realtime, m.Loop.Realtime)
 	e.count(c.demotions, m.Loop.Demotions)
 	e.count(c.logDropped, m.Loop.LogDropped)
+	e.count(c.decisionsLost, m.Loop.DecisionsDropped, "queue-full")
+	e.count(c.decisionsLost, m.Loop.DecisionsUnsaved, "disk")
 }
 
 // collectLoop shows what needs no answer from the loop, so that it can still be seen when the loop hangs.

@@ -43,6 +43,7 @@ type families struct {
 	bpfRunSeconds, bpfRuns                                 *family
 	lost, unmeasured, readErrors                           *family
 	tick, overruns, events, reaction, realtime, demotions  *family
+	decisionsLost                                          *family
 	logDropped, snapshotSuccess, blameDropped, buildInfo   *family
 }
 
@@ -127,6 +128,8 @@ func newFamilies() *families {
 	f.demotions = f.add(counter, "loop_demotions_total",
 		"Times that the thread of the loop used more CPU than its real-time budget and was made an ordinary one for a while.", "1")
 	f.logDropped = f.add(counter, "log_dropped_total", "Log records that were dropped because nobody read the log fast enough.", "1")
+	f.decisionsLost = f.add(counter, "decision_log_lost_total",
+		"Entries of the decision log that were lost: queue-full (in no place), disk (in memory, but in no file).", "2", "cause")
 
 	f.section = "The kernel side"
 	f.capability = f.add(gauge, "capability",

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/qos-agent/qos-agent/internal/capability"
+	"github.com/qos-agent/qos-agent/internal/decisionlog"
 	"github.com/qos-agent/qos-agent/internal/judge"
 	"github.com/qos-agent/qos-agent/internal/knob"
 	"github.com/qos-agent/qos-agent/internal/policy"
@@ -54,11 +55,28 @@ func (p *fakeProvider) State(context.Context) (*State, error)     { return p.sta
 func (p *fakeProvider) Metrics(context.Context) (*Metrics, error) { return p.metrics, p.err }
 func (p *fakeProvider) Health() Health                            { return p.health }
 
+// fakeDecisions remembers what it was asked.
+type fakeDecisions struct {
+	asked   decisionlog.Query
+	waited  chan struct{} // Wait was called
+	entries []decisionlog.Entry
+}
+
+func (d *fakeDecisions) Select(q decisionlog.Query) ([]decisionlog.Entry, uint64, error) {
+	d.asked = q
+	return d.entries, uint64(len(d.entries)), nil
+}
+
+func (d *fakeDecisions) Wait(ctx context.Context, _ uint64) {
+	close(d.waited)
+	<-ctx.Done()
+}
+
 var errHung = errors.New("no answer")
 
 func newTestServer(t *testing.T, p Provider, i *Instruments) *Server {
 	t.Helper()
-	s, err := New(Options{Provider: p, Instruments: i, Version: "v1.2.3", Log: discard()})
+	s, err := New(Options{Provider: p, Decisions: &fakeDecisions{}, Instruments: i, Version: "v1.2.3", Log: discard()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +132,7 @@ func fixture() *fakeProvider {
 		ReadErrors:   map[string]uint64{"memory": 2},
 		Policy:       PolicyMetrics{Name: "default", ID: "sha256:0123abcd", Mode: policy.Enforce, ReloadOK: true, Loaded: noon, Reloads: 2, Refusals: 1},
 		Source:       SourceMetrics{Connected: true, LastSuccess: noon.Add(1500 * time.Millisecond), Failures: 4},
-		Loop:         LoopMetrics{Realtime: true},
+		Loop:         LoopMetrics{Realtime: true, DecisionsDropped: 2, DecisionsUnsaved: 5},
 	}
 	state := &State{
 		At: noon,
@@ -142,8 +160,8 @@ func fixture() *fakeProvider {
 			Blame:    []Blame{{Party{"batch", "spark", "exec"}, 0.9, 2.9}, {Party{Name: CulpritKernel}, 0.1, 0.3}},
 			Culprits: []Party{{"batch", "spark", "exec"}}}},
 		Knobs: []HeldKnob{{Cgroup: "/kubepods/burstable/podu2", Knob: "cpu.idle", Original: "0", Current: "1", Owner: "cpu", Rule: "posture", Pod: "batch/spark", Since: noon}},
-		Notes: []Note{{At: noon, Seq: 36000, Kind: "cut", Pod: "batch/spark", Victim: "shop/web", Cgroup: "/kubepods/burstable/podu2", Knob: "cpuset.cpus",
-			Old: "0-1", New: "0", Rule: "event-cut", Result: "written", Message: "took 1 of 2 cores"}},
+		Notes: []decisionlog.Entry{{ID: 7, At: noon, Seq: 36000, Kind: "write", Owner: "cpu", Pod: "batch/spark", Victim: "shop/web", Cgroup: "/kubepods/burstable/podu2", Knob: "cpuset.cpus",
+			Old: "0-1", New: "0", Rule: "event-cut", Result: "written", Policy: "sha256:0123abcd", Inputs: &decisionlog.Inputs{WaitSeconds: 0.0151, ObjectiveSeconds: 0.005, ShareRatio: 0.9}}},
 	}
 	health := Health{SinceTick: 50 * time.Millisecond, Interval: 100 * time.Millisecond, Conditions: []Condition{
 		{Name: "policy", OK: true, Required: true, Detail: "default"},

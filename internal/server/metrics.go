@@ -129,6 +129,9 @@ type LoopMetrics struct {
 	Realtime   bool   // its thread is in the real-time class now
 	Demotions  uint64 // times that it was over its budget
 	LogDropped uint64 // log records that found the queue full
+
+	DecisionsDropped uint64 // entries of the decision log that found its queue full
+	DecisionsUnsaved uint64 // entries that are in no file because the disk took nothing
 }
 
 // SignalNames are the kinds of measurement that can fail or grow stale; each has a series from the start.

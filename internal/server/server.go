@@ -7,14 +7,14 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-	"golang.org/x/sys/unix"
+	"github.com/prometheus/exporter-toolkit/web"
 )
 
 // Limits. The server runs beside online work and is reachable by everybody who reaches the port: no request may cost much, and
@@ -27,13 +27,15 @@ const (
 	shutdownTimeout = 3 * time.Second
 	maxHeaderBytes  = 16 << 10
 	// maxScrapes and maxStates bound what is built at the same time; more are answered with 503 at once.
-	maxScrapes = 4
-	maxStates  = 4
+	maxScrapes   = 4
+	maxStates    = 4
+	maxFollowers = 16
 )
 
 // Options are the parts of a Server. All are required.
 type Options struct {
 	Provider    Provider
+	Decisions   Decisions
 	Instruments *Instruments
 	Version     string
 	Log         *slog.Logger
@@ -42,8 +44,12 @@ type Options struct {
 // Server answers HTTP.
 type Server struct {
 	provider Provider
+	diary    Decisions
 	log      *slog.Logger
-	handler  http.Handler
+	open     http.Handler // metrics and health
+	all      http.Handler
+	stopping sync.Once
+	stopped  chan struct{} // closed when answers that wait for something should end
 }
 
 // New builds the handlers. It opens nothing.
@@ -58,9 +64,13 @@ func New(o Options) (*Server, error) {
 			return nil, fmt.Errorf("register metrics: %w", err)
 		}
 	}
-	s := &Server{provider: o.Provider, log: o.Log}
-	mux := http.NewServeMux()
-	mux.Handle("/metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{
+	s := &Server{provider: o.Provider, diary: o.Decisions, log: o.Log, stopped: make(chan struct{})}
+	open, all := http.NewServeMux(), http.NewServeMux()
+	both := func(pattern string, h http.Handler) {
+		open.Handle(pattern, h)
+		all.Handle(pattern, h)
+	}
+	both("/metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{
 		ErrorLog:            errorLog{o.Log},
 		ErrorHandling:       promhttp.ContinueOnError, // one bad label must not blind the operator
 		MaxRequestsInFlight: maxScrapes,
@@ -68,34 +78,45 @@ func New(o Options) (*Server, error) {
 		Timeout:             scrapeTimeout,
 		OfferedCompressions: []promhttp.Compression{promhttp.Identity, promhttp.Gzip},
 	}))
-	mux.HandleFunc("/healthz", s.healthz)
-	mux.HandleFunc("/readyz", s.readyz)
-	mux.Handle("/api/v1/state", atMost(maxStates, http.HandlerFunc(s.state)))
-	mux.HandleFunc("/{$}", index)
-	s.handler = readOnly(mux)
+	both("/healthz", http.HandlerFunc(s.healthz))
+	both("/readyz", http.HandlerFunc(s.readyz))
+	open.HandleFunc("/{$}", indexOpen)
+	all.Handle("/api/v1/state", atMost(maxStates, http.HandlerFunc(s.state)))
+	all.Handle("/api/v1/decisions", atMost(maxFollowers, http.HandlerFunc(s.decisions)))
+	all.HandleFunc("/{$}", indexAll)
+	s.open, s.all = readOnly(open), readOnly(all)
 	return s, nil
 }
 
-// Handler is everything that the server answers.
-func (s *Server) Handler() http.Handler { return s.handler }
+// Handler is everything that the server answers, without asking who asks.
+func (s *Server) Handler() http.Handler { return s.all }
 
-// Listen opens addr ("127.0.0.1:9460", ":9460"). It is apart from Serve so that a port in use ends the program before it has
-// touched anything.
-func Listen(addr string) (net.Listener, error) {
-	l, err := net.Listen("tcp", addr)
-	switch {
-	case errors.Is(err, unix.EADDRINUSE):
-		return nil, fmt.Errorf("listen on %s: another program has this port; stop it or choose another address with --listen", addr)
-	case err != nil:
-		return nil, fmt.Errorf("listen on %s: %w", addr, err)
+// OpenHandler is what may be shown on the pod network: metrics and health.
+func (s *Server) OpenHandler() http.Handler { return s.open }
+
+// Serve answers on the endpoints until ctx is done, then lets running requests finish for a moment. It closes the listeners.
+func (s *Server) Serve(ctx context.Context, endpoints ...Endpoint) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wg sync.WaitGroup
+	errs := make([]error, len(endpoints))
+	for i := range endpoints {
+		wg.Go(func() {
+			errs[i] = s.serve(ctx, &endpoints[i])
+			cancel() // when one ends, so do the others
+		})
 	}
-	return l, nil
+	wg.Wait()
+	return errors.Join(errs...)
 }
 
-// Serve answers on l until ctx is done, then lets running requests finish for a moment. It closes l.
-func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+func (s *Server) serve(ctx context.Context, e *Endpoint) error {
+	handler := s.open
+	if e.Everything {
+		handler = s.all
+	}
 	srv := &http.Server{
-		Handler:           s.handler,
+		Handler:           e.guard(handler),
 		ReadHeaderTimeout: readTimeout,
 		ReadTimeout:       readTimeout,
 		WriteTimeout:      writeTimeout,
@@ -103,11 +124,12 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
+	srv.RegisterOnShutdown(func() { s.stopping.Do(func() { close(s.stopped) }) })
 	failed := make(chan error, 1)
-	go func() { failed <- srv.Serve(l) }()
+	go func() { failed <- e.answer(srv, s.log) }()
 	select {
 	case err := <-failed:
-		return fmt.Errorf("serve %s: %w", l.Addr(), err)
+		return fmt.Errorf("serve %s: %w", e.Listener.Addr(), err)
 	case <-ctx.Done():
 	}
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
@@ -118,6 +140,14 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	}
 	<-failed
 	return nil
+}
+
+// answer serves the endpoint, with TLS and users if its access file says so.
+func (e *Endpoint) answer(srv *http.Server, log *slog.Logger) error {
+	if e.Access.WebConfig == "" {
+		return srv.Serve(e.Listener)
+	}
+	return web.Serve(e.Listener, srv, &web.FlagConfig{WebConfigFile: &e.Access.WebConfig}, log)
 }
 
 // state answers GET /api/v1/state.
@@ -156,14 +186,27 @@ func notNil[T any](s []T) []T {
 	return s
 }
 
-func index(w http.ResponseWriter, _ *http.Request) {
+func indexOpen(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	_, _ = io.WriteString(w, `qos-agent
 
-/metrics       Prometheus metrics
-/healthz       is the loop alive
-/readyz        is everything in order, and if not, why (?format=json)
-/api/v1/state  node, policy, pods, signals, verdicts with blame, knobs held, recent decisions (JSON)
+/metrics           Prometheus metrics
+/healthz           is the loop alive
+/readyz            is everything in order, and if not, why (?format=json)
+
+The page and the state API are not served here: see --api-listen.
+`)
+}
+
+func indexAll(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	_, _ = io.WriteString(w, `qos-agent
+
+/metrics           Prometheus metrics
+/healthz           is the loop alive
+/readyz            is everything in order, and if not, why (?format=json)
+/api/v1/state      node, policy, pods, signals, verdicts with blame, knobs held, recent decisions (JSON)
+/api/v1/decisions  the decision log (JSON)
 `)
 }
 

@@ -23,6 +23,12 @@ func get(t *testing.T, s *Server, target string, header ...string) *httptest.Res
 	return w
 }
 
+func recorded(h http.Handler, target string) *httptest.ResponseRecorder {
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, target, nil))
+	return w
+}
+
 func TestState(t *testing.T) {
 	w := get(t, newTestServer(t, fixture(), &Instruments{}), "/api/v1/state")
 	if w.Code != http.StatusOK || w.Header().Get("Content-Type") != "application/json" {
@@ -102,7 +108,7 @@ func TestReadyzJSON(t *testing.T) {
 
 func TestNothingCanBeChanged(t *testing.T) {
 	s := newTestServer(t, fixture(), &Instruments{})
-	for _, target := range []string{"/", "/metrics", "/healthz", "/readyz", "/api/v1/state", "/nothing"} {
+	for _, target := range []string{"/", "/metrics", "/healthz", "/readyz", "/api/v1/state", "/api/v1/decisions", "/nothing"} {
 		for _, method := range []string{"POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE"} {
 			w := httptest.NewRecorder()
 			s.Handler().ServeHTTP(w, httptest.NewRequest(method, target, nil))
@@ -156,7 +162,7 @@ func TestServe(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	s := newTestServer(t, fixture(), &Instruments{})
-	go func() { done <- s.Serve(ctx, l) }()
+	go func() { done <- s.Serve(ctx, Endpoint{Listener: l, Everything: true}) }()
 
 	if _, err := Listen(l.Addr().String()); err == nil || strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), "another program has this port") {
 		t.Errorf("port in use: %v", err)
@@ -183,13 +189,13 @@ func TestServeLetsRequestsFinish(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := &slowProvider{inside: make(chan struct{}), release: make(chan struct{})}
-	s, err := New(Options{Provider: p, Instruments: &Instruments{}, Log: discard()})
+	s, err := New(Options{Provider: p, Decisions: &fakeDecisions{}, Instruments: &Instruments{}, Log: discard()})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	done, status := make(chan error, 1), make(chan int, 1)
-	go func() { done <- s.Serve(ctx, l) }()
+	go func() { done <- s.Serve(ctx, Endpoint{Listener: l, Everything: true}) }()
 	go func() {
 		resp, err := http.Get("http://" + l.Addr().String() + "/api/v1/state")
 		if err != nil {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/qos-agent/qos-agent/internal/capability"
+	"github.com/qos-agent/qos-agent/internal/decisionlog"
 )
 
 // State is the answer to GET /api/v1/state: what the agent sees, thinks and holds at one instant. Field names are part of the
@@ -23,11 +24,12 @@ type State struct {
 	Pods      []Pod      `json:"pods"`     // by namespace, name, UID
 	Verdicts  []Verdict  `json:"verdicts"` // worst first, then by namespace, pod, container, axis
 	Knobs     []HeldKnob `json:"knobs"`    // by group, then knob
-	Notes     []Note     `json:"notes"`    // newest first; the last NotesKept of them
+	// Notes is the end of the decision log, newest first; NotesShown at most.
+	Notes []decisionlog.Entry `json:"notes"`
 }
 
-// NotesKept is how many notes the agent keeps for the state API.
-const NotesKept = 200
+// NotesShown is how many entries of the decision log the state holds. GET /api/v1/decisions has them all.
+const NotesShown = 200
 
 // Agent is the process itself.
 type Agent struct {
@@ -237,22 +239,6 @@ type HeldKnob struct {
 	Pod      string    `json:"pod"`              // namespace/name
 	Victim   string    `json:"victim,omitempty"` // namespace/name, for whose sake
 	Since    time.Time `json:"since"`
-}
-
-// Note is one line of the agent's diary: a decision, a write, or something that an operator would ask about later.
-type Note struct {
-	At      time.Time `json:"at"`
-	Seq     uint64    `json:"seq"`  // of the snapshot that led here
-	Kind    string    `json:"kind"` // cut, regrow, release, posture, verify, refuse, policy, pods, error ...
-	Pod     string    `json:"pod,omitempty"`
-	Victim  string    `json:"victim,omitempty"`
-	Cgroup  string    `json:"cgroup,omitempty"`
-	Knob    string    `json:"knob,omitempty"`
-	Old     string    `json:"old,omitempty"`
-	New     string    `json:"new,omitempty"`
-	Rule    string    `json:"rule,omitempty"`
-	Result  string    `json:"result,omitempty"` // of a write
-	Message string    `json:"message"`
 }
 
 // Loop counts what the loop did since the agent started.

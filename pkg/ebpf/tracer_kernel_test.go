@@ -14,6 +14,7 @@ import (
 
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
 	"github.com/qos-agent/qos-agent/pkg/histogram"
+	"github.com/qos-agent/qos-agent/test/features"
 	"github.com/qos-agent/qos-agent/test/work"
 )
 
@@ -69,7 +70,7 @@ func (m *meter) read() (before, ours, after uint64) {
 // difference: the kernel has counted what was waited before the task was moved, we have not.
 func (m *meter) check(slack time.Duration) {
 	m.Helper()
-	if emulated() {
+	if features.Emulated() {
 		slack *= 5
 	}
 	before, now, after := m.read()
@@ -134,7 +135,7 @@ func TestBlameFollowsWeights(t *testing.T) {
 	if math.Abs(blame-used) > 0.1 {
 		t.Errorf("the heavy one has %.0f%% of the blame and used %.0f%% of the CPU time", 100*blame, 100*used)
 	}
-	if !emulated() && math.Abs(blame-0.7) > 0.1 {
+	if !features.Emulated() && math.Abs(blame-0.7) > 0.1 {
 		t.Errorf("blame is %.0f : %.0f, want 70 : 30", 100*blame, 100-100*blame)
 	}
 	own, culprits := victim.share(victim.slot), victim.share(heavy.slot, light.slot)
@@ -204,7 +205,7 @@ func TestQuotaIsNobodysFault(t *testing.T) {
 				t.Errorf("out of quota for %v by blame and for %v by the kernel", time.Duration(quota), tookNow-took)
 			}
 			// On an emulated CPU the victim's tenth passes in ticks of the kernel's own work, and may hold no wait for the other.
-			if culprit == 0 && !emulated() {
+			if culprit == 0 && !features.Emulated() {
 				t.Error("the competitor is blamed for nothing, though the victim has to share the CPU with it")
 			}
 			p.Stop()
@@ -363,15 +364,9 @@ func TestMovedSleepersDoNotWait(t *testing.T) {
 	}
 	w := victim.wait()
 	t.Logf("%d stamps not believed, longest wait under %v; %s", s.BadStamps, longest(&w), victim.describe())
-	if d := longest(&w); d > nap*3/4 && !emulated() {
+	if d := longest(&w); d > nap*3/4 && !features.Emulated() {
 		t.Errorf("a wait of about %v: that was sleep", d)
 	}
-}
-
-// emulated reports whether the CPU is emulated: single waits take longer there, and shares of the CPU are rough.
-func emulated() bool {
-	text, err := os.ReadFile("/proc/cpuinfo")
-	return os.Getenv("QOS_AGENT_TEST_VM") != "" || err == nil && strings.Contains(string(text), "QEMU TCG")
 }
 
 // longest is the upper bound of the longest wait.
@@ -450,7 +445,7 @@ func TestTrackingAgainStartsAfresh(t *testing.T) {
 	}
 	w0, o0 := victim.wait(), other.wait()
 	other.waited(time.Duration(o0.SumNS) + time.Second)
-	if d := time.Duration(victim.wait().SumNS - w0.SumNS); d > 20*time.Millisecond && !emulated() {
+	if d := time.Duration(victim.wait().SumNS - w0.SumNS); d > 20*time.Millisecond && !features.Emulated() {
 		t.Errorf("a group that is not tracked has waited %v", d)
 	}
 	if s := other.share(SlotSystem); s == 0 {
@@ -461,7 +456,7 @@ func TestTrackingAgainStartsAfresh(t *testing.T) {
 	victim.waited(time.Duration(w1.SumNS) + 50*time.Millisecond)
 	w2 := victim.wait()
 	w2.Hist[0] = 0
-	if d := longest(&w2); d > 800*time.Millisecond && !emulated() {
+	if d := longest(&w2); d > 800*time.Millisecond && !features.Emulated() {
 		t.Errorf("a wait of about %v", d)
 	}
 }

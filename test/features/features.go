@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/qos-agent/qos-agent/test/rig/channel"
 )
 
 // Probe looks at every feature by which a test may excuse its absence. Names are, in lower case, what stands between "needs "
@@ -48,7 +50,16 @@ func Probe() map[string]bool {
 		"runqlat":                hasPrograms("runqlat"),
 		"stress-ng":              hasPrograms("stress-ng"),
 		"the command sleep":      hasPrograms("sleep"),
+		"the rig":                channel.Present(),
+		"pqos":                   hasPrograms("pqos"),
+		"perf":                   hasPrograms("perf"),
 	}
+}
+
+// Emulated reports whether the CPU is emulated (QEMU without KVM): there single waits take longer, shares of the CPU are rough, and
+// what the host takes away is charged to whoever runs in the guest.
+func Emulated() bool {
+	return os.Getenv("QOS_AGENT_TEST_VM") != "" || strings.Contains(read("/proc/cpuinfo"), "QEMU TCG")
 }
 
 func exists(name string) bool {

@@ -10,15 +10,18 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/qos-agent/qos-agent/internal/control"
 	"github.com/qos-agent/qos-agent/internal/server"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
 	"github.com/qos-agent/qos-agent/test/daemon"
+	"github.com/qos-agent/qos-agent/test/features"
 	"github.com/qos-agent/qos-agent/test/groups"
 	"github.com/qos-agent/qos-agent/test/work"
 )
@@ -358,14 +361,16 @@ func TestObserveWritesNothing(t *testing.T) {
 	f.stop(d)
 }
 
+// TestCulpritIsCutAndInnocentIsNot first only watches, until there is enough blame to compare, and then lets the agent act.
 func TestCulpritIsCutAndInnocentIsNot(t *testing.T) {
-	f := newFixture(t, `  mode: enforce
+	const rules = `
   objectives: {cpuWaitP99: 1ms, cpuWaitEvent: 2ms}
   cpu: {posture: none, ladder: [idle, quota], hold: 60s}
-`)
+`
+	f := newFixture(t, "  mode: observe"+rules)
 	d := f.start()
 	// The start of a process is a burst of its own: everybody has started before anybody is hurt.
-	f.run("report", work.Pulse(200*time.Microsecond, 20*time.Millisecond).On(0))
+	f.run("report", work.Pulse(50*time.Microsecond, 50*time.Millisecond).On(0))
 	culprits := f.run("batch", work.Spin.On(0), work.Spin.On(0), work.Spin.On(0))
 	for _, p := range culprits {
 		if err := p.Pause(); err != nil {
@@ -379,17 +384,38 @@ func TestCulpritIsCutAndInnocentIsNot(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s := f.wait(d, "batch to be cut", func(s *server.State) bool { return holds(s, batch, "cpu.idle") })
-	for _, k := range s.Knobs {
-		if k.Pod == batch && k.Victim != web {
-			t.Errorf("batch was cut for the sake of %q, want %s", k.Victim, web)
+	var guilty, innocent time.Duration
+	f.wait(d, "half a second of blame", func(*server.State) bool {
+		guilty, innocent = f.blame(d, web, batch), f.blame(d, web, report)
+		return guilty > time.Second/2
+	})
+	t.Logf("batch is blamed for %v and has used %v; report for %v and %v", guilty, f.used("batch"), innocent, f.used("report"))
+	if innocent > guilty/5 && !features.Emulated() {
+		t.Errorf("the culprit is blamed for %v and the innocent pod for %v", guilty, innocent)
+	}
+	// Some of web's threads may have waited for the same.
+	for name, blamed := range map[string]time.Duration{"batch": guilty, "report": innocent} {
+		if used := f.used(name); blamed > 2*used+50*time.Millisecond {
+			t.Errorf("%s is blamed for %v and has used %v", name, blamed, used)
 		}
 	}
-	if holds(s, report, "") {
-		t.Errorf("the innocent pod was cut: %+v", s.Knobs)
+	f.policy("  mode: enforce" + rules)
+	s := f.wait(d, "batch to be cut", func(s *server.State) bool { return holds(s, batch, "cpu.idle") })
+	for _, k := range s.Knobs {
+		if k.Pod != batch {
+			continue
+		}
+		if k.Victim != web {
+			t.Errorf("batch was cut for the sake of %q, want %s", k.Victim, web)
+		}
+		if k.Rule == control.RuleEventCut && s.Loop.Reaction.Count == 0 {
+			t.Error("no reaction time was measured")
+		}
 	}
-	if s.Loop.Reaction.Count == 0 && s.Loop.Events > 0 {
-		t.Error("no reaction time was measured")
+	// QEMU emulates all CPUs by one thread, and goes on to the next when a task sets a timer, as one does that is about to sleep. In
+	// the guest that is time which this task has used: now and then the innocent pod really has all of a long wait.
+	if holds(s, report, "") && !features.Emulated() {
+		t.Errorf("the innocent pod was cut: %+v", s.Knobs)
 	}
 	_, metrics, err := d.Get(f.ctx, "/metrics")
 	if err != nil {
@@ -406,6 +432,44 @@ func TestCulpritIsCutAndInnocentIsNot(t *testing.T) {
 	}
 	f.stop(d)
 	f.asBefore("after SIGTERM")
+}
+
+// used is the CPU time that a pod's group has used.
+func (f *fixture) used(name string) time.Duration {
+	f.t.Helper()
+	r, err := cgroup.OpenCPU(f.h, f.tree.Path(name))
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	defer r.Close()
+	var s cgroup.Scratch
+	var st cgroup.CPUStat
+	if err := r.Stat(&s, &st); err != nil {
+		f.t.Fatal(err)
+	}
+	return time.Duration(st.UsageNS)
+}
+
+// blame is how long the victim has waited while the culprit ran, by the metric.
+func (f *fixture) blame(d *daemon.Daemon, victim, culprit string) time.Duration {
+	f.t.Helper()
+	_, text, err := d.Get(f.ctx, "/metrics")
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	vns, vname, _ := strings.Cut(victim, "/")
+	cns, cname, _ := strings.Cut(culprit, "/")
+	series := fmt.Sprintf(`qosagent_cpu_wait_blame_seconds_total{culprit_namespace=%q,culprit_pod=%q,victim_namespace=%q,victim_pod=%q} `, cns, cname, vns, vname)
+	for line := range strings.Lines(text) {
+		if value, ok := strings.CutPrefix(line, series); ok {
+			seconds, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
+			if err != nil {
+				f.t.Fatal(err)
+			}
+			return time.Duration(seconds * float64(time.Second))
+		}
+	}
+	return 0
 }
 
 func TestBadPolicyKeepsTheLastGoodOne(t *testing.T) {

@@ -1,4 +1,5 @@
-// Runner runs the project's tests in their layers: pure Go, the kernel of this machine, other kernels in virtual machines. It
+// Runner runs the project's tests in their layers: pure Go, the kernel of this machine, other kernels in virtual machines, and a
+// machine with RDT and a PMU. It
 // ends with the skipped tests and their reasons, and with a line "N passed, N failed, N skipped".
 //
 // A skip counts as a failure unless the machine really lacks what the test says it needs (see package features); so do
@@ -26,8 +27,8 @@ import (
 )
 
 func main() {
-	layers := flag.String("layers", "unit,kernel,vm", "which layers to run, comma-separated")
-	kernels := flag.String("kernels", "6.1,6.12", "series of Debian's kernels for the vm layer, comma-separated")
+	layers := flag.String("layers", "unit,kernel,vm,rig", "which layers to run, comma-separated")
+	kernels := flag.String("kernels", "6.1,6.12", "series of Debian's kernels for the vm and rig layers, comma-separated")
 	only := flag.String("only", "", "only packages whose import path matches this `regexp`")
 	flag.Parse()
 	filter, err := regexp.Compile(*only)
@@ -72,8 +73,10 @@ func run(ctx context.Context, layers, kernels []string, filter *regexp.Regexp) (
 					break
 				}
 			}
+		case "rig":
+			err = r.rig(ctx, kernels)
 		default:
-			err = fmt.Errorf("no layer %q; there are unit, kernel, vm", layer)
+			err = fmt.Errorf("no layer %q; there are unit, kernel, vm, rig", layer)
 		}
 		if err != nil {
 			return false, err
@@ -124,10 +127,13 @@ func listPackages(ctx context.Context, filter *regexp.Regexp) ([]pkg, error) {
 
 // kernelFiles are the test files that want a real kernel: those that can disturb each other, and that are worth running on
 // other kernels.
-func (p *pkg) kernelFiles() []string {
+func (p *pkg) kernelFiles() []string { return p.filesNamed("_kernel_test.go") }
+
+// filesNamed are the test files that end like this.
+func (p *pkg) filesNamed(end string) []string {
 	var files []string
 	for _, name := range append(p.TestGoFiles, p.XTestGoFiles...) {
-		if strings.HasSuffix(name, "_kernel_test.go") {
+		if strings.HasSuffix(name, end) {
 			files = append(files, filepath.Join(p.Dir, name))
 		}
 	}
@@ -172,7 +178,7 @@ func (r *runner) kernel(ctx context.Context) error {
 
 // goTest runs `go test` and counts what it says. Results are never taken from a cache.
 func (r *runner) goTest(ctx context.Context, env, args []string) error {
-	cmd := exec.CommandContext(ctx, "go", append([]string{"test", "-json", "-count=1", "-timeout=15m"}, args...)...)
+	cmd := exec.CommandContext(ctx, "go", append([]string{"test", "-json", "-count=1", "-timeout=15m", "-skip=^" + rigPrefix}, args...)...)
 	cmd.Env = append(os.Environ(), env...)
 	cmd.Stderr = os.Stderr
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // go test passes it on

@@ -58,27 +58,37 @@ func (r *runner) virtual(ctx context.Context, series string) error {
 		return nil
 	}
 	machine.Kernel = kernel.Image
-	return r.boot(ctx, name, machine, jobs)
+	return r.boot(ctx, name+" ", machine, jobs)
+}
+
+// build runs go for what is static, as the guest has no libraries.
+func build(ctx context.Context, args ...string) error {
+	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	_, err := output(cmd)
+	return err
+}
+
+// programs builds init and the agent into the machine.
+func (r *runner) programs(ctx context.Context, m *vm.Machine) error {
+	m.Init = filepath.Join(r.dir, "init")
+	if err := build(ctx, "build", "-o", m.Init, "./test/vm/init"); err != nil {
+		return err
+	}
+	agent := filepath.Join(r.dir, "qos-agent")
+	if err := build(ctx, "build", "-trimpath", "-ldflags=-s -w", "-o", agent, "./cmd/qos-agent"); err != nil {
+		return err
+	}
+	m.Files = map[string]string{"/bin/qos-agent": agent}
+	return nil
 }
 
 // guest builds what goes into the machine.
 func (r *runner) guest(ctx context.Context) ([]vm.Job, *vm.Machine, error) {
-	build := func(args ...string) error {
-		cmd := exec.CommandContext(ctx, "go", args...)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		_, err := output(cmd)
-		return err
-	}
-	m := &vm.Machine{Init: filepath.Join(r.dir, "init"), Files: map[string]string{}}
-	if err := build("build", "-o", m.Init, "./test/vm/init"); err != nil {
+	m := new(vm.Machine)
+	if err := r.programs(ctx, m); err != nil {
 		return nil, nil, err
 	}
-	agent := filepath.Join(r.dir, "qos-agent")
-	if err := build("build", "-trimpath", "-ldflags=-s -w", "-o", agent, "./cmd/qos-agent"); err != nil {
-		return nil, nil, err
-	}
-	m.Files["/bin/qos-agent"] = agent
-
 	// The guest's own tests come first: when they fail, the others' failures mean nothing.
 	jobs := []vm.Job{{Name: module + "test/vm/smoke"}}
 	for _, p := range r.packages {
@@ -96,17 +106,27 @@ func (r *runner) guest(ctx context.Context) ([]vm.Job, *vm.Machine, error) {
 		jobs = append(jobs, job)
 	}
 	for i := range jobs {
-		job := &jobs[i]
-		job.Binary = filepath.Join(r.dir, fmt.Sprintf("%d.test", i))
-		// Stripped: the guest has to hold it all in memory.
-		if err := build("test", "-c", "-tags=vmguest", "-ldflags=-s -w", "-o", job.Binary, job.Name); err != nil {
+		if err := r.testJob(ctx, &jobs[i]); err != nil {
 			return nil, nil, err
 		}
-		job.Timeout = jobTimeout
-		job.Args = append(job.Args, "-test.v=test2json", fmt.Sprint("-test.timeout=", jobTimeout-30*time.Second))
-		job.Env = []string{"QOS_AGENT_TEST_VM=1", "QOS_AGENT_BIN=/bin/qos-agent"}
 	}
 	return jobs, m, nil
+}
+
+// testJob builds the tests of the package that is the job's name.
+func (r *runner) testJob(ctx context.Context, job *vm.Job) error {
+	job.Binary = filepath.Join(r.dir, "tests", filepath.FromSlash(job.Name)+".test")
+	if err := os.MkdirAll(filepath.Dir(job.Binary), 0o755); err != nil {
+		return err
+	}
+	// Stripped: the guest has to hold it all in memory.
+	if err := build(ctx, "test", "-c", "-tags=vmguest", "-ldflags=-s -w", "-o", job.Binary, job.Name); err != nil {
+		return err
+	}
+	job.Timeout = jobTimeout
+	job.Args = append(job.Args, "-test.v=test2json", fmt.Sprint("-test.timeout=", jobTimeout-30*time.Second))
+	job.Env = []string{"QOS_AGENT_TEST_VM=1", "QOS_AGENT_BIN=/bin/qos-agent"}
+	return nil
 }
 
 // testNames are the test functions in the files.
@@ -131,14 +151,13 @@ func isDir(name string) bool {
 	return err == nil && info.IsDir()
 }
 
-// boot runs the jobs and counts what their tests say.
-func (r *runner) boot(ctx context.Context, name string, machine *vm.Machine, jobs []vm.Job) error {
+// boot runs the jobs and counts what their tests say. layer, which ends with a blank, stands before their names.
+func (r *runner) boot(ctx context.Context, layer string, machine *vm.Machine, jobs []vm.Job) error {
 	var (
 		has   map[string]bool
 		conv  *converter
 		ended = make([]bool, len(jobs))
 		start time.Time
-		layer = name + " "
 		fault error
 	)
 	err := machine.Run(ctx, jobs, func(rec wire.Record) {
@@ -181,7 +200,7 @@ func (r *runner) boot(ctx context.Context, name string, machine *vm.Machine, job
 		return context.Cause(ctx)
 	}
 	if err = errors.Join(err, fault); err != nil {
-		r.tally.fail(name, err.Error())
+		r.tally.fail(strings.TrimSpace(layer), err.Error())
 	}
 	for i, job := range jobs {
 		if !ended[i] {
