@@ -111,7 +111,7 @@ func Open(file string) (*Reader, error) {
 
 // NewReader reads size bytes of in; name is for messages.
 func NewReader(name string, in io.ReaderAt, size int64) (*Reader, error) {
-	z, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxState), zstd.WithDecodeAllCapLimit(true))
+	z, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxRaw), zstd.WithDecodeAllCapLimit(true))
 	if err != nil {
 		return nil, fmt.Errorf("trace: %w", err)
 	}
@@ -712,7 +712,7 @@ func (r *Reader) podList() error {
 
 func (r *Reader) readEvents(now time.Duration) {
 	n := r.s.rare.Uvarint()
-	if n > uint64(r.s.ctl.Left()) { // each has a byte there
+	if n > min(maxEvents, uint64(r.s.ctl.Left())) { // each has a byte there
 		r.s.ctl.Fail(wire.ErrShort)
 		return
 	}
