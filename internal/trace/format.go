@@ -28,7 +28,7 @@ const (
 
 // Bounds of what a reader believes.
 const (
-	maxPayload    = 32 << 20 // bytes of a frame on disk
+	maxPayload    = 32 << 20  // bytes of a frame on disk
 	maxRaw        = 16 << 20  // bytes of a stream or a checkpoint, decompressed
 	maxMemory     = 256 << 20 // bytes that the rare things of a frame may take in memory
 	maxContainers = 1 << 16
