@@ -22,9 +22,11 @@ import (
 	"github.com/qos-agent/qos-agent/internal/clock"
 	"github.com/qos-agent/qos-agent/internal/collect"
 	"github.com/qos-agent/qos-agent/internal/decisionlog"
+	"github.com/qos-agent/qos-agent/internal/kubeevents"
 	"github.com/qos-agent/qos-agent/internal/page"
 	"github.com/qos-agent/qos-agent/internal/pods"
 	"github.com/qos-agent/qos-agent/internal/policy"
+	"github.com/qos-agent/qos-agent/internal/privilege"
 	"github.com/qos-agent/qos-agent/internal/sched"
 	"github.com/qos-agent/qos-agent/internal/server"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
@@ -51,6 +53,8 @@ type runCmd struct {
 	Mode        string        `enum:",observe,enforce" default:"" placeholder:"MODE" help:"Override the policy's mode: observe (write nothing) or enforce."`
 	Realtime    bool          `default:"true" negatable:"" help:"Run the loop's one thread in the real-time class, within a budget."`
 	BPFStats    bool          `name:"bpf-stats" default:"true" negatable:"" help:"Have the kernel account the run time of BPF programs."`
+	NodeName    string        `env:"NODE_NAME" placeholder:"NAME" help:"Name of the node, for people; default: the host's name, which in a pod is the pod's."`
+	DropCaps    bool          `name:"drop-capabilities" default:"true" negatable:"" help:"Give up capabilities that are not needed any more once everything is loaded."`
 	LogFormat   string        `enum:"text,json" default:"text" help:"Format of the log on stderr: ${enum}."`
 	LogLevel    slog.Level    `default:"info" help:"Least level that is logged: debug, info, warn, error."`
 
@@ -61,6 +65,7 @@ type runCmd struct {
 	DecisionLogDir   string `name:"decision-log-dir" placeholder:"DIR" help:"Directory of the decision log's files; default: the run directory."`
 	DecisionLogMiB   int    `name:"decision-log-mib" default:"4" help:"Size at which a file of the decision log is put aside, MiB."`
 	DecisionLogFiles int    `name:"decision-log-files" default:"3" help:"How many files of the decision log are kept; 0: none are written."`
+	KubeEvents       bool   `name:"kube-events" help:"Tell Kubernetes of cuts as Events of the pod; needs a service account that may create events of group events.k8s.io."`
 }
 
 // Validate is called by kong.
@@ -76,6 +81,9 @@ func (c *runCmd) Validate() error {
 	}
 	if c.APIListen == "" && c.APIWebConfig+c.APITokenFile != "" {
 		return errors.New("--api-web-config, --api-token-file: want --api-listen as well")
+	}
+	if c.KubeEvents && c.Pods == "static" {
+		return errors.New("--kube-events: the pods of --pods static are not Kubernetes's")
 	}
 	if c.DecisionLogMiB < 1 || c.DecisionLogFiles < 0 {
 		return errors.New("--decision-log-mib, --decision-log-files: want at least 1 MiB and no negative number of files")
@@ -129,7 +137,11 @@ func (c *runCmd) Run(e env) (err error) {
 		return err
 	}
 	endpoints = append(endpoints, server.Endpoint{Listener: socket, Everything: true})
-	decisions, err := decisionlog.Open(decisionlog.Options{Files: c.decisionFiles(), Log: log})
+	sinks, err := c.kubeEvents(e.ctx, source, log)
+	if err != nil {
+		return err
+	}
+	decisions, err := decisionlog.Open(decisionlog.Options{Files: c.decisionFiles(), Sinks: sinks, Log: log})
 	if err != nil {
 		return err
 	}
@@ -165,6 +177,33 @@ func (c *runCmd) listen() (endpoints []server.Endpoint, err error) {
 	return endpoints, add(c.APIListen, "--api-listen", always, server.Access{WebConfig: c.APIWebConfig, TokenFile: c.APITokenFile})
 }
 
+// kubeEvents starts what tells Kubernetes of decisions, if that is wanted. It ends with ctx; nothing waits for it.
+func (c *runCmd) kubeEvents(ctx context.Context, source pods.Source, log *slog.Logger) ([]func(*decisionlog.Entry), error) {
+	if !c.KubeEvents {
+		return nil, nil
+	}
+	o, err := kubeevents.InCluster()
+	if err != nil {
+		return nil, err
+	}
+	hostname, _ := os.Hostname() // NODE_NAME is better, and the chart sets it
+	o.Node, o.Log = cmp.Or(os.Getenv("NODE_NAME"), hostname, "unknown"), log
+	o.UID = func(namespace, name string) string {
+		for _, p := range source.Pods() {
+			if p.Namespace == namespace && p.Name == name {
+				return p.UID
+			}
+		}
+		return ""
+	}
+	poster, err := kubeevents.New(o)
+	if err != nil {
+		return nil, err
+	}
+	go poster.Run(ctx)
+	return []func(*decisionlog.Entry){poster.Sink}, nil
+}
+
 func (c *runCmd) decisionFiles() decisionlog.Files {
 	if c.DecisionLogFiles == 0 {
 		return decisionlog.Files{}
@@ -188,6 +227,7 @@ type parts struct {
 // serve probes the node, loads what it can do, and runs loop and server until ctx is done.
 func (c *runCmd) serve(ctx context.Context, p parts) (err error) {
 	log := p.log
+	log.Info("started with", "capabilities", privilege.Held())
 	// The loop's thread needs a processor of the Go runtime at once when it comes back from the kernel, also while a scrape and
 	// the garbage collector have one each.
 	if os.Getenv("GOMAXPROCS") == "" {
@@ -241,7 +281,10 @@ func (c *runCmd) serve(ctx context.Context, p parts) (err error) {
 	}
 	defer func() { err = errors.Join(err, collector.Close()) }()
 
-	hostname, _ := os.Hostname() // for people only
+	hostname := c.NodeName
+	if hostname == "" {
+		hostname, _ = os.Hostname() // for people only
+	}
 	instruments := new(server.Instruments)
 	loop, err := agent.New(agent.Options{
 		Version: version, Hostname: hostname, Kernel: kernelRelease(),
@@ -258,6 +301,9 @@ func (c *runCmd) serve(ctx context.Context, p parts) (err error) {
 	})
 	if err != nil {
 		return err
+	}
+	if c.DropCaps {
+		c.dropCapabilities(p, tracer, report)
 	}
 	log.Info("qos-agent", "version", version, "listen", p.endpoints[0].Listener.Addr(), "policy", p.policy.Name(), "id", p.policy.ID(),
 		"cgroups", p.hierarchy.Mode(), "interval", c.Interval, "pods", c.Pods)

@@ -3,7 +3,12 @@
 package classes
 
 import (
+	"os"
+	"os/exec"
 	"slices"
+	"strconv"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -148,5 +153,73 @@ func TestRigUnmounted(t *testing.T) {
 	held := e.Held()
 	if len(held) != 1 || held[0].Schemata != "MB:0=20 L3:0=3" {
 		t.Errorf("after it is there again: %+v", held)
+	}
+}
+
+// TestRigBesidePqos has pqos monitor a pod's process in a group of its own: the process stays there, with a word about it, and comes into
+// its class when pqos has left.
+func TestRigBesidePqos(t *testing.T) {
+	if _, err := exec.LookPath("pqos"); err != nil {
+		t.Skip("needs pqos: ", err)
+	}
+	e, fs := realBench(t)
+	if err := os.MkdirAll("/var/lock", 0o755); err != nil { // for its lock file
+		t.Fatal(err)
+	}
+	dir := guest.Group(t, hogGroup[1:])
+	watched := guest.Start(t, dir, "hog", "-profile", "100,64,900,10")
+	guest.Start(t, dir, "hog", "-profile", "100,64,900,10")
+	time.Sleep(300 * time.Millisecond) // their threads start
+	pqos := exec.Command("pqos", "-I", "-p", "all:"+strconv.Itoa(watched.PID()), "-t", "600")
+	if err := pqos.Start(); err != nil {
+		t.Fatal(err)
+	}
+	stop := sync.OnceFunc(func() {
+		_ = pqos.Process.Signal(os.Interrupt) // it then removes its groups
+		_ = pqos.Wait()
+	})
+	defer stop()
+	theirs := func() bool {
+		groups, err := fs.MonGroups("")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return slices.ContainsFunc(groups, func(g string) bool { return !strings.Contains(g, Prefix) })
+	}
+	for range 100 {
+		if theirs() {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	if !theirs() {
+		t.Fatal("pqos has made no group")
+	}
+	time.Sleep(500 * time.Millisecond) // it moves threads
+
+	hog := limited(knob.Share{Pod: "ns/hog", Cgroup: hogGroup, Role: knob.RoleOffline}, 2, 20)
+	refused := false
+	for _, o := range e.Apply([]knob.Share{hog}, enforce) {
+		refused = refused || o.Result == knob.Refused
+	}
+	if !refused {
+		t.Error("nothing is said about threads that are somebody else's")
+	}
+	group := Prefix + "offline"
+	left := outside(t, e, fs, hogGroup, group)
+	if !slices.Contains(left, watched.PID()) {
+		t.Errorf("outside the class are %v, and pqos's %d is not among them", left, watched.PID())
+	}
+	stop()
+	if theirs() {
+		t.Fatal("pqos has left its group behind")
+	}
+	for range 3 {
+		e.Audit()
+		e.Apply([]knob.Share{hog}, enforce)
+		e.Scan()
+	}
+	if tids := outside(t, e, fs, hogGroup, group); len(tids) > 0 {
+		t.Errorf("after pqos has left, threads %v are not in the class", tids)
 	}
 }

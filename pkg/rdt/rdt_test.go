@@ -286,8 +286,8 @@ func TestOnlyWhatDiffersIsWritten(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if want := []string{"L3:2=f\nMB:5=41\n"}; !slices.Equal(written, want) {
-		t.Errorf("wrote %q, want %q: 41 percent reads back as 50 and is no change the second time", written, want)
+	if want := []string{"L3:2=f\nMB:5=50\n"}; !slices.Equal(written, want) {
+		t.Errorf("wrote %q, want %q", written, want)
 	}
 }
 
@@ -365,4 +365,23 @@ func FuzzParseCounter(f *testing.F) {
 			t.Fatalf("%q: %d, %v, %v", text, n, state, err)
 		}
 	})
+}
+
+func TestMiBps(t *testing.T) {
+	fake := rdttest.New(rdttest.Machine{MB: rdt.MiBps, Old: true})
+	f := open(t, fake)
+	if err := f.Make("g"); err != nil {
+		t.Fatal(err)
+	}
+	unlimited := []rdt.Line{{"MB", []rdt.Domain{{0, rdt.Unlimited}}}}
+	before := fake.Writes
+	if _, _, err := f.SetLimits("g", unlimited); err != nil || fake.Writes != before {
+		t.Errorf("%v, and %d writes for what is so already", err, fake.Writes-before)
+	}
+	for want, shows := range map[uint64]uint64{3004: 3010, 3: 10, rdt.Unlimited: rdt.Unlimited - 5} {
+		f.SetLimits("g", []rdt.Line{{"MB", []rdt.Domain{{0, 100}}}})
+		if _, now, err := f.SetLimits("g", []rdt.Line{{"MB", []rdt.Domain{{0, want}}}}); err != nil || now.Values("MB")[0].Value != shows {
+			t.Errorf("%d: %v, %v, want %d", want, now, err, shows)
+		}
+	}
 }

@@ -26,10 +26,10 @@ const (
 	longTimeout = 40 * time.Minute
 )
 
-// forGuest tells whether the package's kernel tests can run in the guest, which has neither a container runtime nor nginx.
+// forGuest tells whether the package's kernel tests can run in the guest, which has neither a container runtime nor nginx nor a browser.
 func (p *pkg) forGuest() bool {
-	const containerd, demo = module + "test/containerd", module + "demo"
-	return len(p.kernelFiles()) > 0 && p.ImportPath != containerd && p.ImportPath != demo &&
+	const containerd, demo, page = module + "test/containerd", module + "demo", module + "internal/page"
+	return len(p.kernelFiles()) > 0 && p.ImportPath != containerd && p.ImportPath != demo && p.ImportPath != page &&
 		!slices.Contains(p.TestImports, containerd) && !slices.Contains(p.XTestImports, containerd)
 }
 

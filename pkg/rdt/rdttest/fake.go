@@ -573,13 +573,13 @@ func (f *Fake) value(resource, text string) (v uint64, why string) {
 		if err != nil {
 			return 0, "Invalid MB value " + text
 		}
-		if v < least || v > full {
+		if (v < least || v > full) && f.m.MB != rdt.MiBps {
 			return 0, fmt.Sprintf("MB value %d out of range [%d,%d]", v, least, full)
 		}
-		if f.m.MB == rdt.Percent {
+		if f.m.MB == rdt.Percent || f.m.Old {
 			v = (v + step - 1) / step * step
 		}
-		return v, ""
+		return v & (1<<32 - 1), ""
 	}
 	v, err := strconv.ParseUint(text, 16, 64)
 	switch {

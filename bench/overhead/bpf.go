@@ -1,0 +1,484 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/bits"
+	"os"
+	"os/exec"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	cilium "github.com/cilium/ebpf"
+	"github.com/qos-agent/qos-agent/bench/lab"
+	"github.com/qos-agent/qos-agent/bench/online"
+	"github.com/qos-agent/qos-agent/pkg/cgroup"
+	"github.com/qos-agent/qos-agent/pkg/ebpf"
+	"github.com/qos-agent/qos-agent/pkg/histogram"
+	"github.com/qos-agent/qos-agent/test/work"
+	"golang.org/x/sys/unix"
+)
+
+// agreement is in log2 buckets of microseconds: bucket n holds [2^n, 2^(n+1)) µs, bucket 0 everything below 2 µs.
+type agreement struct {
+	Ours        quantiles `json:"ours"`
+	Runqlat     quantiles `json:"runqlat"`
+	Neighbours  bool      `json:"same_or_neighbour"`
+	OursWaits   uint64    `json:"ours_waits"`
+	RunqlatWait uint64    `json:"runqlat_waits"`
+}
+
+type quantiles struct {
+	P50 int `json:"p50_log2us"`
+	P99 int `json:"p99_log2us"`
+}
+
+// cost is nanoseconds of all programs of a tool, divided by the number of switches.
+type cost struct {
+	Load            string             `json:"load"`
+	SwitchesPerSec  float64            `json:"switches_per_second"`
+	OursNSPerSwitch float64            `json:"bpf_ns_per_switch"`
+	ToolNS          map[string]float64 `json:"tool_ns_per_switch"`
+}
+
+// slowdown is what a bench takes bare and under each tool.
+type slowdown struct {
+	Rounds   int                `json:"rounds"`
+	Unit     string             `json:"unit"`
+	Took     map[string]summary `json:"took"`
+	Slowdown map[string]float64 `json:"slowdown"` // 0.05: 5 % slower than bare, by medians
+}
+
+type summary struct {
+	Min    float64 `json:"min"`
+	Median float64 `json:"median"`
+	Max    float64 `json:"max"`
+}
+
+// bpf is what the three measurements share: a victim's group and a competitor's.
+type bpf struct {
+	*lab.Lab
+	victim, others string
+	load           []*work.Process
+}
+
+const victimSlot, otherSlot = ebpf.FirstSlot, ebpf.FirstSlot + 1
+
+// tools are the public programs that the agent's are held against: command, and Debian's package. bpftrace's runs the same program in
+// its own language.
+var tools = []struct {
+	name, pkg string
+	args      []string
+}{
+	{"runqlat", "libbpf-tools", []string{"3600", "1"}},
+	{"runqlat.bt", "bpftrace", nil},
+}
+
+// measureBPF does all three, interleaved where they are compared.
+func measureBPF(l *lab.Lab, seconds, rounds int, r *result) (err error) {
+	for _, tool := range [][2]string{{"runqlat", "libbpf-tools"}, {"runqlat.bt", "bpftrace"}, {"perf", "linux-perf"}, {"taskset", "util-linux"}} {
+		if _, err := online.Find(tool[0], tool[1]); err != nil {
+			return err
+		}
+	}
+	b := &bpf{Lab: l}
+	defer b.stop()
+	if b.victim, err = l.Tree.Make("victim"); err != nil {
+		return err
+	}
+	if b.others, err = l.Tree.Make("others"); err != nil {
+		return err
+	}
+	window := time.Duration(seconds) * time.Second
+	if r.Agreement, err = b.agreement(window); err != nil {
+		return fmt.Errorf("agreement: %w", err)
+	}
+	for _, load := range []string{"contention", "pipe"} {
+		c, err := b.cost(load, window)
+		if err != nil {
+			return fmt.Errorf("cost: %w", err)
+		}
+		r.Cost = append(r.Cost, c)
+	}
+	if r.Pipe, err = b.slowdown(rounds, b.pipeOnce); err != nil {
+		return fmt.Errorf("pipe: %w", err)
+	}
+	if r.Messaging, err = b.slowdown(rounds, b.messagingOnce); err != nil {
+		return fmt.Errorf("messaging: %w", err)
+	}
+	contention, pipe := r.Cost[0], r.Pipe
+	r.OursNS, r.RunqlatNS, r.PipeSlowdown = contention.OursNSPerSwitch, contention.ToolNS["runqlat"], pipe.Slowdown["qos-agent"]
+	return nil
+}
+
+func (b *bpf) start(group string, loads ...work.Load) error {
+	for _, l := range loads {
+		p, err := work.Start(l)
+		if err != nil {
+			return err
+		}
+		b.load = append(b.load, p)
+		if err := b.Tree.Join(group, p.PID()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *bpf) stop() {
+	for _, p := range b.load {
+		p.Stop()
+	}
+	b.load = nil
+}
+
+// contend makes a victim that works two thirds of the time beside three groups' worth of spinning.
+func (b *bpf) contend() error {
+	if err := b.start(b.victim, work.Pulse(2*time.Millisecond, time.Millisecond).On(0)); err != nil {
+		return err
+	}
+	return b.start(b.others, work.Spin.On(0), work.Spin.On(0), work.Pulse(100*time.Microsecond, 100*time.Microsecond).On(0))
+}
+
+// trace loads our programs with both groups tracked.
+func (b *bpf) trace(stats bool) (*ebpf.Tracer, error) {
+	t, err := ebpf.Load(ebpf.Options{RunStats: stats})
+	if err != nil {
+		return nil, err
+	}
+	for group, slot := range map[string]ebpf.Slot{b.victim: victimSlot, b.others: otherSlot} {
+		id, err := b.H.ID(group)
+		if err == nil {
+			err = t.Track(id, slot, slot == victimSlot)
+		}
+		if err != nil {
+			return nil, errors.Join(err, t.Close())
+		}
+	}
+	return t, nil
+}
+
+// attachTime is what runqlat needs to load; its own window begins after that.
+const attachTime = 2 * time.Second
+
+func (b *bpf) agreement(window time.Duration) (a agreement, err error) {
+	if err := b.contend(); err != nil {
+		return a, err
+	}
+	defer b.stop()
+	t, err := b.trace(false)
+	if err != nil {
+		return a, err
+	}
+	defer func() { err = errors.Join(err, t.Close()) }()
+
+	// runqlat begins to count when it is loaded and prints after its interval, so both see all of the middle and differ in moments at the edges.
+	var out bytes.Buffer
+	cmd := exec.Command("runqlat", "-p", strconv.Itoa(b.load[0].PID()), strconv.Itoa(int(window.Seconds())), "1")
+	cmd.Stdout, cmd.Stderr = &out, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		return a, err
+	}
+	var before, after ebpf.Wait
+	t.Wait(victimSlot, &before)
+	if err := cmd.Wait(); err != nil {
+		return a, fmt.Errorf("runqlat: %w", err)
+	}
+	t.Wait(victimSlot, &after)
+	var ours histogram.Counts
+	for i := range ours {
+		ours[i] = after.Hist[i] - before.Hist[i]
+	}
+	theirs, err := parseRunqlat(out.String())
+	if err != nil {
+		return a, err
+	}
+	a.OursWaits, a.Ours = ours.Total(), quantiles{log2us(ours, 0.5), log2us(ours, 0.99)}
+	a.Runqlat = quantiles{bucketAt(theirs, 0.5), bucketAt(theirs, 0.99)}
+	for _, n := range theirs {
+		a.RunqlatWait += n
+	}
+	a.Neighbours = near(a.Ours.P50, a.Runqlat.P50) && near(a.Ours.P99, a.Runqlat.P99)
+	return a, nil
+}
+
+func near(a, b int) bool { return a-b <= 1 && b-a <= 1 }
+
+func log2us(c histogram.Counts, q float64) int {
+	d, _ := c.Quantile(q)
+	return max(0, bits.Len64(uint64(d.Microseconds()))-1)
+}
+
+var runqlatLine = regexp.MustCompile(`(?m)^\s*(\d+)\s*->\s*(\d+)\s*:\s*(\d+)`)
+
+// parseRunqlat gives the counts of runqlat's log2 buckets of microseconds.
+func parseRunqlat(text string) ([]uint64, error) {
+	var out []uint64
+	for _, m := range runqlatLine.FindAllStringSubmatch(text, -1) {
+		n, err := strconv.ParseUint(m[3], 10, 64)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, n)
+	}
+	if len(out) == 0 {
+		return nil, fmt.Errorf("runqlat printed no histogram: %q", text)
+	}
+	return out, nil
+}
+
+func bucketAt(counts []uint64, q float64) int {
+	var total, below uint64
+	for _, n := range counts {
+		total += n
+	}
+	for i, n := range counts {
+		if below += n; float64(below) >= q*float64(total) {
+			return i
+		}
+	}
+	return len(counts) - 1
+}
+
+// cost runs one load under ours and then under runqlat, with the kernel's accounting of BPF run time on.
+func (b *bpf) cost(load string, window time.Duration) (c cost, err error) {
+	c.Load = load
+	start := b.contend
+	if load == "pipe" {
+		start = func() error { return b.startPipe() }
+	}
+	if err := start(); err != nil {
+		return c, err
+	}
+	defer b.stop()
+	t, err := b.trace(true)
+	if err != nil {
+		return c, err
+	}
+	var before, after ebpf.Stats
+	if err := t.Stats(&before); err != nil {
+		return c, errors.Join(err, t.Close())
+	}
+	time.Sleep(window)
+	err = errors.Join(t.Stats(&after), t.Close())
+	if err != nil {
+		return c, err
+	}
+	var ns, switches uint64
+	for i := range after.Programs {
+		ns += after.Programs[i].RunNS - before.Programs[i].RunNS
+		if strings.Contains(after.Programs[i].Name, "switch") {
+			switches += after.Programs[i].Runs - before.Programs[i].Runs
+		}
+	}
+	if switches == 0 {
+		return c, fmt.Errorf("no program of a switch ran: %+v", after.Programs)
+	}
+	c.SwitchesPerSec, c.OursNSPerSwitch = float64(switches)/window.Seconds(), float64(ns)/float64(switches)
+	c.ToolNS = map[string]float64{}
+	for _, tool := range tools {
+		if c.ToolNS[tool.name], err = toolCost(tool.name, tool.args, window); err != nil {
+			return c, err
+		}
+	}
+	return c, nil
+}
+
+// toolCost is what a tool's programs take on whatever the machine does now.
+func toolCost(name string, args []string, window time.Duration) (float64, error) {
+	on, err := cilium.EnableStats(unix.BPF_STATS_RUN_TIME)
+	if err != nil {
+		return 0, err
+	}
+	defer on.Close()
+	known := map[cilium.ProgramID]bool{}
+	if err := programs(func(id cilium.ProgramID, _ *cilium.Program) error { known[id] = true; return nil }); err != nil {
+		return 0, err
+	}
+	cmd, err := startTool(name, args)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+	read := func() (ns, switches uint64, err error) {
+		most := uint64(0)
+		err = programs(func(id cilium.ProgramID, p *cilium.Program) error {
+			if known[id] {
+				return nil
+			}
+			info, err := p.Info()
+			if err != nil {
+				return err
+			}
+			stats, err := p.Stats()
+			if err != nil {
+				return err
+			}
+			ns += uint64(stats.Runtime)
+			// bpftrace names no program; that of switches runs at least as often as those of wakeups.
+			if strings.Contains(info.Name, "switch") {
+				switches += stats.RunCount
+			}
+			most = max(most, stats.RunCount)
+			return nil
+		})
+		if switches == 0 {
+			switches = most
+		}
+		return
+	}
+	ns0, sw0, err := read()
+	if err != nil {
+		return 0, err
+	}
+	time.Sleep(window)
+	ns1, sw1, err := read()
+	if err != nil {
+		return 0, err
+	}
+	if sw1 == sw0 {
+		return 0, fmt.Errorf("%s's program of switches did not run", name)
+	}
+	return float64(ns1-ns0) / float64(sw1-sw0), nil
+}
+
+// startTool traces everything, as an operator would, until it is killed.
+func startTool(name string, args []string) (*exec.Cmd, error) {
+	path, err := online.Find(name, "libbpf-tools or bpftrace")
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(path, args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	time.Sleep(attachTime)
+	return cmd, nil
+}
+
+// programs calls fn for every BPF program of the machine.
+func programs(fn func(cilium.ProgramID, *cilium.Program) error) error {
+	for id := cilium.ProgramID(0); ; {
+		next, err := cilium.ProgramGetNextID(id)
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		id = next
+		p, err := cilium.NewProgramFromID(id)
+		if err != nil {
+			continue // it is gone by now
+		}
+		err = errors.Join(fn(id, p), p.Close())
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// pipeArgs is the pipe bench on the last CPU, in the victim's group.
+func (b *bpf) pipeArgs(loops int) []string {
+	procs := b.Tree.File(cgroup.CPU, b.victim, "cgroup.procs")
+	cpu := runtime.NumCPU() - 1
+	return []string{"-c", fmt.Sprintf("echo $$ > %s && exec taskset -c %d perf bench -f simple sched pipe -l %d", procs, cpu, loops)}
+}
+
+// startPipe runs the pipe bench without end; stop ends it with the rest of the tree's loads.
+func (b *bpf) startPipe() error {
+	cmd := exec.Command("sh", b.pipeArgs(1<<30)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	b.load = append(b.load, work.Adopt(cmd))
+	time.Sleep(300 * time.Millisecond)
+	return nil
+}
+
+// pipeOnce is the time of one round trip in µs.
+func (b *bpf) pipeOnce() (float64, error) {
+	const loops = 150_000
+	out, err := exec.Command("sh", b.pipeArgs(loops)...).Output()
+	if err != nil {
+		return 0, fmt.Errorf("perf bench: %w", err)
+	}
+	s, err := strconv.ParseFloat(strings.TrimSpace(string(out)), 64)
+	return s * 1e6 / loops, err
+}
+
+// messagingOnce is the time of groups of processes that send each other messages, in ms.
+func (b *bpf) messagingOnce() (float64, error) {
+	procs := b.Tree.File(cgroup.CPU, b.victim, "cgroup.procs")
+	out, err := exec.Command("sh", "-c", fmt.Sprintf("echo $$ > %s && exec perf bench -f simple sched messaging -g 2 -l 400", procs)).Output()
+	if err != nil {
+		return 0, fmt.Errorf("perf bench: %w", err)
+	}
+	s, err := strconv.ParseFloat(strings.TrimSpace(string(out)), 64)
+	return s * 1e3, err
+}
+
+// slowdown compares bare, the agent's programs (with the bench's own group as a tracked victim) and the tools, in turns that change with
+// each round.
+func (b *bpf) slowdown(rounds int, once func() (float64, error)) (d slowdown, err error) {
+	d = slowdown{Rounds: rounds, Unit: "us per operation, or ms of a run", Took: map[string]summary{}, Slowdown: map[string]float64{}}
+	took := map[string][]float64{}
+	under := []string{"bare", "qos-agent"}
+	for _, t := range tools {
+		under = append(under, t.name)
+	}
+	for round := range rounds {
+		for k := range under {
+			name := under[(k+round)%len(under)]
+			v, err := b.under(name, once)
+			if err != nil {
+				return d, err
+			}
+			took[name] = append(took[name], v)
+		}
+	}
+	for name, v := range took {
+		d.Took[name] = summarize(v)
+	}
+	for name, s := range d.Took {
+		if name != "bare" {
+			d.Slowdown[name] = s.Median/d.Took["bare"].Median - 1
+		}
+	}
+	return d, nil
+}
+
+func (b *bpf) under(name string, once func() (float64, error)) (v float64, err error) {
+	if name == "qos-agent" {
+		t, err := b.trace(false)
+		if err != nil {
+			return 0, err
+		}
+		defer func() { err = errors.Join(err, t.Close()) }()
+		return once()
+	}
+	for _, tool := range tools {
+		if tool.name == name {
+			cmd, err := startTool(tool.name, tool.args)
+			if err != nil {
+				return 0, err
+			}
+			defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+		}
+	}
+	return once()
+}
+
+func summarize(v []float64) summary {
+	s := slices.Sorted(slices.Values(v))
+	return summary{Min: s[0], Median: s[len(s)/2], Max: s[len(s)-1]}
+}
