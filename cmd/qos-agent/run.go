@@ -26,6 +26,7 @@ import (
 	"github.com/qos-agent/qos-agent/internal/page"
 	"github.com/qos-agent/qos-agent/internal/pods"
 	"github.com/qos-agent/qos-agent/internal/policy"
+	"github.com/qos-agent/qos-agent/internal/privilege"
 	"github.com/qos-agent/qos-agent/internal/sched"
 	"github.com/qos-agent/qos-agent/internal/server"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
@@ -52,6 +53,8 @@ type runCmd struct {
 	Mode        string        `enum:",observe,enforce" default:"" placeholder:"MODE" help:"Override the policy's mode: observe (write nothing) or enforce."`
 	Realtime    bool          `default:"true" negatable:"" help:"Run the loop's one thread in the real-time class, within a budget."`
 	BPFStats    bool          `name:"bpf-stats" default:"true" negatable:"" help:"Have the kernel account the run time of BPF programs."`
+	NodeName    string        `env:"NODE_NAME" placeholder:"NAME" help:"Name of the node, for people; default: the host's name, which in a pod is the pod's."`
+	DropCaps    bool          `name:"drop-capabilities" default:"true" negatable:"" help:"Give up capabilities that are not needed any more once everything is loaded."`
 	LogFormat   string        `enum:"text,json" default:"text" help:"Format of the log on stderr: ${enum}."`
 	LogLevel    slog.Level    `default:"info" help:"Least level that is logged: debug, info, warn, error."`
 
@@ -149,7 +152,7 @@ func (c *runCmd) Run(e env) (err error) {
 // resctrl opens what controls caches and memory bandwidth; nil where there is none, or it may not be used.
 func (c *runCmd) resctrl(first *policy.Compiled, h *cgroup.Hierarchy, log *slog.Logger) (*classes.Executor, error) {
 	x, err := classes.Open(classes.Options{RunDir: c.RunDir, Threads: h.Threads, MayMount: first.At(time.Now()).RDT.Mount, Log: log})
-	if errors.Is(err, rdt.ErrNotMounted) || errors.Is(err, rdt.ErrUnsupported) || errors.Is(err, rdt.ErrPIDNamespace) {
+	if errors.Is(err, rdt.ErrNotMounted) || errors.Is(err, rdt.ErrUnsupported) {
 		log.Info("caches and memory bandwidth are neither seen nor partitioned", "reason", err)
 		return nil, nil
 	}
@@ -224,6 +227,7 @@ type parts struct {
 // serve probes the node, loads what it can do, and runs loop and server until ctx is done.
 func (c *runCmd) serve(ctx context.Context, p parts) (err error) {
 	log := p.log
+	log.Info("started with", "capabilities", privilege.Held())
 	// The loop's thread needs a processor of the Go runtime at once when it comes back from the kernel, also while a scrape and
 	// the garbage collector have one each.
 	if os.Getenv("GOMAXPROCS") == "" {
@@ -277,7 +281,10 @@ func (c *runCmd) serve(ctx context.Context, p parts) (err error) {
 	}
 	defer func() { err = errors.Join(err, collector.Close()) }()
 
-	hostname, _ := os.Hostname() // for people only
+	hostname := c.NodeName
+	if hostname == "" {
+		hostname, _ = os.Hostname() // for people only
+	}
 	instruments := new(server.Instruments)
 	loop, err := agent.New(agent.Options{
 		Version: version, Hostname: hostname, Kernel: kernelRelease(),
@@ -294,6 +301,9 @@ func (c *runCmd) serve(ctx context.Context, p parts) (err error) {
 	})
 	if err != nil {
 		return err
+	}
+	if c.DropCaps {
+		c.dropCapabilities(p, tracer, report)
 	}
 	log.Info("qos-agent", "version", version, "listen", p.endpoints[0].Listener.Addr(), "policy", p.policy.Name(), "id", p.policy.ID(),
 		"cgroups", p.hierarchy.Mode(), "interval", c.Interval, "pods", c.Pods)

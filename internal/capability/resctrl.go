@@ -32,20 +32,7 @@ func (p *prober) openResctrl() *resctrl {
 		tree = rdt.Dir(p.resctrlDir())
 	}
 	p.rdt.fs, p.rdt.err = rdt.Open(tree)
-	if p.rdt.err == nil && p.Resctrl == nil {
-		if err := rdt.CheckPIDNamespace(p.Proc); err != nil {
-			p.rdt.err = advise(err, "hostPID: true in the DaemonSet")
-		}
-	}
 	return p.rdt
-}
-
-// unusable is why a part of it cannot be used.
-func (r *resctrl) unusable() error {
-	if errors.Is(r.err, rdt.ErrNotMounted) {
-		return errors.New("there is no resctrl")
-	}
-	return r.err
 }
 
 func (p *prober) resctrlDir() string { return filepath.Join(p.Sys, "fs/resctrl") }
@@ -109,7 +96,7 @@ const untried = "; not tried, as no class is free"
 func (p *prober) cacheAllocation(context.Context) (string, error) {
 	r := p.openResctrl()
 	if r.err != nil {
-		return "", r.unusable()
+		return "", errors.New("there is no resctrl")
 	}
 	var found []string
 	var lines []rdt.Line
@@ -138,7 +125,7 @@ func (p *prober) cacheAllocation(context.Context) (string, error) {
 func (p *prober) bandwidthAllocation(context.Context) (string, error) {
 	r := p.openResctrl()
 	if r.err != nil {
-		return "", r.unusable()
+		return "", errors.New("there is no resctrl")
 	}
 	mb := r.fs.Info.MB
 	if mb == nil {
@@ -192,7 +179,7 @@ func (p *prober) bandwidthMonitoring(context.Context) (string, error) {
 func (p *prober) monitoring(has func(*rdt.Monitoring) bool, missing string) (string, error) {
 	r := p.openResctrl()
 	if r.err != nil {
-		return "", r.unusable()
+		return "", errors.New("there is no resctrl")
 	}
 	m := r.fs.Info.Mon
 	if m == nil || !has(m) {

@@ -162,7 +162,7 @@ func (p *pod) dest() string {
 const firstRetry, lastRetry = time.Second, time.Minute
 
 // Open takes the run directory's lock, mounts resctrl if it may, and adopts what a killed agent left there: it stays as it is until
-// the first Apply. The error wraps rdt.ErrNotMounted, rdt.ErrUnsupported or rdt.ErrPIDNamespace where there is nothing to work with, and is a
+// the first Apply. The error wraps rdt.ErrNotMounted or rdt.ErrUnsupported where there is nothing to work with, and is a
 // *journal.Busy if another agent runs.
 func Open(o Options) (*Executor, error) {
 	if err := os.MkdirAll(o.RunDir, 0o755); err != nil {
@@ -244,9 +244,6 @@ func (e *Executor) mount(o Options, past history) error {
 		return nil
 	}
 	e.tree = e.dir
-	if err := rdt.CheckPIDNamespace(cmp.Or(o.Proc, "/proc")); err != nil {
-		return err
-	}
 	_, on, err := rdt.Mounted(cmp.Or(o.Proc, "/proc"), e.dir)
 	if err != nil {
 		return fmt.Errorf("resctrl: %w", err)

@@ -63,24 +63,6 @@ func Mount(dir Dir, o MountOptions) error {
 	return nil
 }
 
-// ErrPIDNamespace says that threads of others cannot be moved: in another PID namespace than the host's they have other numbers, or none.
-var ErrPIDNamespace = errors.New("not in the host's PID namespace, so threads of pods cannot be named")
-
-// initialPIDNamespace is what the link of the host's PID namespace reads on every machine (PROC_PID_INIT_INO).
-const initialPIDNamespace = "pid:[4026531836]"
-
-// CheckPIDNamespace reports ErrPIDNamespace where it holds; proc is where the process file system is.
-func CheckPIDNamespace(proc string) error {
-	link, err := os.Readlink(filepath.Join(proc, "self/ns/pid"))
-	if err != nil {
-		return fmt.Errorf("PID namespace: %w", err)
-	}
-	if link != initialPIDNamespace {
-		return ErrPIDNamespace
-	}
-	return nil
-}
-
 // Unmount unmounts resctrl. All groups go with it, whoever made them, and all limits.
 func Unmount(dir Dir) error {
 	if err := unix.Unmount(string(dir), 0); err != nil {
