@@ -59,6 +59,9 @@ func (s Score) WorkPercent() float64 {
 // Churn is knob changes an hour.
 func (s Score) Churn() float64 { return ratio(float64(s.Changes)*3600, s.Seconds) }
 
+// FalseCutsPerHour is cuts of innocent pods an hour.
+func (s Score) FalseCutsPerHour() float64 { return ratio(float64(s.FalseCuts)*3600, s.Seconds) }
+
 func percent(part, whole float64) float64 { return 100 * ratio(part, whole) }
 
 func ratio(a, b float64) float64 {

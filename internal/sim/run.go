@@ -54,7 +54,10 @@ type Line struct {
 
 // Run runs a scenario under a policy: its own if pol is nil. The objectives that count for the result are the scenario's own in any case:
 // a policy does not get better by promising less.
-func Run(sc *Scenario, pol *policy.Compiled) (*Result, error) {
+func Run(sc *Scenario, pol *policy.Compiled) (*Result, error) { return Watch(sc, pol, nil) }
+
+// Watch is Run and shows every step: what the agent saw and what it came to. Both are valid until watch returns.
+func Watch(sc *Scenario, pol *policy.Compiled, watch func(*signal.Snapshot, *decide.Decision)) (*Result, error) {
 	own, err := sc.Compile()
 	if err != nil {
 		return nil, err
@@ -63,7 +66,7 @@ func Run(sc *Scenario, pol *policy.Compiled) (*Result, error) {
 		pol = own
 	}
 	r := &runner{
-		plant: newPlant(sc), pol: pol, own: own, brain: decide.New(), last: make(map[string]bool),
+		plant: newPlant(sc), pol: pol, own: own, watch: watch, brain: decide.New(), last: make(map[string]bool),
 		res: &Result{Scenario: sc, Policy: pol.Name(), FirstHurt: -1, FirstCut: -1, LastChange: -1},
 	}
 	total := sc.Duration.D()
@@ -107,6 +110,7 @@ type runner struct {
 	plant *plant
 	pol   *policy.Compiled
 	own   *policy.Compiled // the scenario's
+	watch func(*signal.Snapshot, *decide.Decision)
 	brain *decide.State
 	res   *Result
 	lines []*Line // by index into Scenario.Pods
@@ -127,6 +131,9 @@ func (r *runner) decide(trigger signal.Trigger) {
 	p.bound = d.Spec.Objectives.CPUWaitEvent.D()
 	p.long = max(r.objective(), time.Millisecond)
 	r.check(snap, &d)
+	if r.watch != nil {
+		r.watch(snap, &d)
+	}
 	if n := score.Churn(r.plan, d.Plan); n > 0 {
 		r.res.Score.Changes += n
 		r.res.LastChange = p.t
