@@ -140,7 +140,7 @@ func outcome(name string, draws [][]score.Score, base []score.Score, o Options) 
 	point, was := total(draws[0]), total(base)
 	values, differences := make([][]float64, len(measures)), make([][]float64, len(measures))
 	random := rand.New(rand.NewPCG(o.Seed, 0xb007))
-	for range o.Resamples {
+	for range max(0, o.Resamples) {
 		d := draws[0]
 		if len(draws) > 1 {
 			d = draws[1+random.IntN(len(draws)-1)]
