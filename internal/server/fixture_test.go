@@ -132,6 +132,7 @@ func fixture() *fakeProvider {
 		ReadErrors:   map[string]uint64{"memory": 2},
 		Policy:       PolicyMetrics{Name: "default", ID: "sha256:0123abcd", Mode: policy.Enforce, ReloadOK: true, Loaded: noon, Reloads: 2, Refusals: 1},
 		Source:       SourceMetrics{Connected: true, LastSuccess: noon.Add(1500 * time.Millisecond), Failures: 4},
+		Recording:    RecordingMetrics{Steps: 900, Dropped: 3, Bytes: 70000, Failures: 1, DiskBytes: 65536},
 		Loop:         LoopMetrics{Realtime: true, DecisionsDropped: 2, DecisionsUnsaved: 5},
 	}
 	state := &State{
