@@ -30,6 +30,7 @@ type cli struct {
 	Policy   policyCmd   `cmd:"" help:"Check policies, or print the default one."`
 	Doctor   doctorCmd   `cmd:"" help:"Probe what this node can do, by doing it."`
 	Restore  restoreCmd  `cmd:"" help:"Put back everything that a killed daemon left changed."`
+	Tune     tuneCmd     `cmd:"" help:"Search for a better policy on recordings."`
 	Simulate simulateCmd `cmd:"" help:"Run scenarios against a model of a node, in milliseconds."`
 	Version  versionCmd  `cmd:"" help:"Print the version."`
 }

@@ -77,7 +77,7 @@ func holds(out []hold, plan []knob.Want, pods []signal.Pod) []hold {
 
 // actor is what is known of a pod over the whole recording.
 type actor struct {
-	key     string
+	key    string
 	demand float64 // CPUs that it uses when nothing holds it back, smoothed
 	free   int     // ticks for which that was seen
 	bound  bool    // in the last tick
