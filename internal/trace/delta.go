@@ -119,13 +119,19 @@ func (r *recordType) schema() []partSchema {
 	return out
 }
 
-// streams is what steps are written into: flags and small numbers, values, and what comes seldom. Things of a kind compress better
-// together.
+// streams is what steps are written into: flags and small numbers, values, histograms, and what comes seldom. Things of a kind compress
+// better together.
 type streams struct {
-	ctl, val, rare []byte
+	ctl, val, hist, rare []byte
 }
 
-func (s *streams) reset() { s.ctl, s.val, s.rare = s.ctl[:0], s.val[:0], s.rare[:0] }
+func (s *streams) reset() {
+	s.ctl, s.val, s.hist, s.rare = s.ctl[:0], s.val[:0], s.hist[:0], s.rare[:0]
+}
+
+func (s *streams) all() [numStreams][]byte { return [numStreams][]byte{s.ctl, s.val, s.hist, s.rare} }
+
+const numStreams = 4
 
 // differs reports whether the part of a is another than that of b.
 func (p *part) differs(a, b unsafe.Pointer) bool {
@@ -193,12 +199,19 @@ func (p *part) append(s *streams, cur, base unsafe.Pointer, now uint64) bool {
 
 // source is the streams of a frame on the way back.
 type source struct {
-	ctl, val, rare wire.Source
+	ctl, val, hist, rare wire.Source
 }
 
-func (s *source) err() error { return errors.Join(s.ctl.Err(), s.val.Err(), s.rare.Err()) }
+func (s *source) err() error {
+	for _, err := range [...]error{s.ctl.Err(), s.val.Err(), s.hist.Err(), s.rare.Err()} {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
-func (s *source) left() int { return s.ctl.Left() + s.val.Left() + s.rare.Left() }
+func (s *source) left() int { return s.ctl.Left() + s.val.Left() + s.hist.Left() + s.rare.Left() }
 
 var errRange = errors.New("a value does not fit where it belongs")
 

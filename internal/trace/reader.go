@@ -44,7 +44,7 @@ type Reader struct {
 	left     uint32
 	s        source
 	buf      []byte
-	streams  [3][]byte
+	streams  [numStreams][]byte
 	hasBase  bool
 	state    []byte
 	hasState bool
@@ -441,6 +441,9 @@ func (r *Reader) Next() (*Step, error) {
 		case frameIndex:
 			r.offset = r.size
 			return nil, io.EOF
+		case frameInfo, framePolicy: // known already
+		default:
+			return nil, r.fail(r.frames-1, r.at, fmt.Errorf("a frame of %s, which is not known", r.header.kind))
 		}
 	}
 	r.left--
@@ -479,7 +482,8 @@ func (r *Reader) open(b []byte) error {
 	if src.Left() != 0 {
 		return errors.New("there is more in it than its streams")
 	}
-	r.s = source{wire.NewSource(r.streams[0], maxMemory), wire.NewSource(r.streams[1], maxMemory), wire.NewSource(r.streams[2], maxMemory)}
+	r.s = source{ctl: wire.NewSource(r.streams[0], 0), val: wire.NewSource(r.streams[1], 0), hist: wire.NewSource(r.streams[2], 0),
+		rare: wire.NewSource(r.streams[3], maxMemory)}
 	if r.header.steps == 0 || int(r.header.steps) > len(r.streams[0]) {
 		return fmt.Errorf("%d steps in %d bytes", r.header.steps, len(r.streams[0]))
 	}
@@ -868,19 +872,19 @@ func (r *Reader) readWait(w *signal.WaitSample) error {
 }
 
 func (r *Reader) readBuckets(w *signal.WaitSample) error {
-	ctl := &r.s.ctl
-	n := ctl.Count(1)
-	next := ctl.Uvarint()
+	hist := &r.s.hist
+	n := hist.Count(1)
+	next := hist.Uvarint()
 	from := len(r.buckets)
 	sum := uint64(0)
 	for range n {
-		code := ctl.Byte()
+		code := hist.Byte()
 		gap, count := uint64(code>>4), uint64(code&15)
 		if gap == 15 {
-			gap += ctl.Uvarint()
+			gap += hist.Uvarint()
 		}
 		if count == 15 {
-			count += ctl.Uvarint()
+			count += hist.Uvarint()
 		}
 		next += gap
 		if next > 1<<16-1 || count >= 1<<32-1 {

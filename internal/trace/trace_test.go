@@ -165,9 +165,14 @@ func write(t testing.TB, o WriterOptions, steps ...*Step) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, s := range steps {
+	for i, s := range steps {
 		if err := w.Append(s); err != nil {
 			t.Fatal(err)
+		}
+		if i%7 == 6 {
+			if err := w.Flush(); err != nil { // as a recorder does when nothing comes
+				t.Fatal(err)
+			}
 		}
 	}
 	if err := w.Close(); err != nil {

@@ -171,7 +171,7 @@ func (w *Writer) Append(s *Step) error {
 	now := s.Snapshot.Now
 	// Not at an event if it can be helped: its containers are those of the tick before.
 	key := w.hasState || !w.hasKey || now < w.base.now || now-w.keyAt >= w.o.KeyEvery && s.Snapshot.Trigger == signal.Tick
-	if key || now-w.frameFrom >= w.o.FrameEvery || len(w.s.ctl)+len(w.s.val)+len(w.s.rare) >= w.o.FrameBytes {
+	if key || w.header.steps == 0 || now-w.frameFrom >= w.o.FrameEvery || len(w.s.ctl)+len(w.s.val)+len(w.s.hist)+len(w.s.rare) >= w.o.FrameBytes {
 		if err := w.Flush(); err != nil {
 			return err
 		}
@@ -210,7 +210,7 @@ func (w *Writer) Flush() error {
 		return w.err
 	}
 	w.payload = w.payload[:0]
-	for _, s := range [][]byte{w.s.ctl, w.s.val, w.s.rare} {
+	for _, s := range w.s.all() {
 		w.payload = w.compress(w.payload, s)
 	}
 	w.writeFrame(w.header, w.payload)
@@ -624,7 +624,7 @@ func (w *Writer) wait(snap *signal.Snapshot, s *signal.WaitSample, measured bool
 	}
 	if flags&waitBuckets != 0 {
 		var err error
-		if ctl, err = appendBuckets(ctl, s.Buckets); err != nil {
+		if w.s.hist, err = appendBuckets(w.s.hist, s.Buckets); err != nil {
 			return false, err
 		}
 	}
@@ -643,9 +643,9 @@ func (w *Writer) wait(snap *signal.Snapshot, s *signal.WaitSample, measured bool
 
 // appendBuckets writes a histogram: how many buckets, the first index, then a byte for each with the gap before it and its count, both of
 // four bits; 15 says that the rest follows.
-func appendBuckets(ctl []byte, buckets []signal.Bucket) ([]byte, error) {
-	ctl = binary.AppendUvarint(ctl, uint64(len(buckets)))
-	ctl = binary.AppendUvarint(ctl, uint64(buckets[0].Index))
+func appendBuckets(dst []byte, buckets []signal.Bucket) ([]byte, error) {
+	dst = binary.AppendUvarint(dst, uint64(len(buckets)))
+	dst = binary.AppendUvarint(dst, uint64(buckets[0].Index))
 	next := int(buckets[0].Index)
 	for _, b := range buckets {
 		gap := int(b.Index) - next
@@ -654,15 +654,15 @@ func appendBuckets(ctl []byte, buckets []signal.Bucket) ([]byte, error) {
 		}
 		next = int(b.Index) + 1
 		n := b.Count - 1
-		ctl = append(ctl, byte(min(gap, 15))<<4|byte(min(n, 15)))
+		dst = append(dst, byte(min(gap, 15))<<4|byte(min(n, 15)))
 		if gap >= 15 {
-			ctl = binary.AppendUvarint(ctl, uint64(gap-15))
+			dst = binary.AppendUvarint(dst, uint64(gap-15))
 		}
 		if n >= 15 {
-			ctl = binary.AppendUvarint(ctl, uint64(n-15))
+			dst = binary.AppendUvarint(dst, uint64(n-15))
 		}
 	}
-	return ctl, nil
+	return dst, nil
 }
 
 func (w *Writer) events(snap *signal.Snapshot) {
