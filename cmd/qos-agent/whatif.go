@@ -7,6 +7,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/qos-agent/qos-agent/internal/decide"
@@ -83,6 +84,10 @@ func printAsked(w io.Writer, a *asked) {
 	_ = tw.Flush() // to stdout: there is nobody left to tell
 	fmt.Fprintf(w, "  rests on the model for %.0f %% of the time; fitted from %d windows of %d pairs, of which %.0f %% show how the effect changes with the grant\n",
 		is.Diverged, a.Windows, a.Pairs, a.Varied)
+	if n := len(a.Result.Assumed); n > 0 {
+		fmt.Fprintf(w, "  offline work under a looser policy is an upper bound: %d pods never ran without a limit for long (%s), and are taken to want all of the node\n",
+			n, strings.Join(a.Result.Assumed[:min(n, 3)], ", "))
+	}
 	if a.HoldOut.Blocks > 0 && !math.IsNaN(a.HoldOut.Relative) {
 		fmt.Fprintf(w, "  fitted on half of the time, it is off by %.0f %% on the other half (waits behind offline pods, %d blocks of 10 s; bias %+.0f %%)\n",
 			100*a.HoldOut.Relative, a.HoldOut.Blocks, 100*a.HoldOut.Bias)

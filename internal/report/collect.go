@@ -349,6 +349,7 @@ type lines struct {
 	Step    float64 `json:"step"` // s
 	N       int     `json:"n"`
 	Start   float64 `json:"start"` // s since 1970
+	Zone    int     `json:"zone"`  // s east of Greenwich, of the node
 	Online  []line  `json:"online"`
 	Offline []line  `json:"offline"`
 	Notes   []Note  `json:"notes"`
@@ -382,7 +383,8 @@ func (n numbers) MarshalJSON() ([]byte, error) {
 }
 
 func (r *Report) lines() ([]byte, error) {
-	l := lines{Step: r.width.Seconds(), N: r.n, Start: float64(r.first.UnixNano()) / 1e9, Notes: r.notes}
+	_, zone := r.first.Zone()
+	l := lines{Zone: zone, Step: r.width.Seconds(), N: r.n, Start: float64(r.first.UnixNano()) / 1e9, Notes: r.notes}
 	for _, p := range r.online() {
 		level := make([]byte, len(p.level))
 		for i, v := range p.level {

@@ -209,7 +209,11 @@ func (r *Report) fillMatrix(v *view) {
 	largest := func(of map[string]float64, n int) []string {
 		keys := slices.Collect(maps.Keys(of))
 		slices.SortFunc(keys, func(a, b string) int {
-			switch {
+			switch pa, pb := a[0] == '(', b[0] == '('; {
+			case pa != pb && pb:
+				return -1
+			case pa != pb:
+				return 1
 			case of[a] > of[b]:
 				return -1
 			case of[a] < of[b]:
@@ -228,7 +232,10 @@ func (r *Report) fillMatrix(v *view) {
 		for _, c := range v.Culprits {
 			ns := r.matrix[[2]string{victim, c}]
 			share := ns / max(byVictim[victim], 1)
-			x := cell{Shade: int(share*10 + 0.5)}
+			x := cell{}
+			if c[0] != '(' { // nobody else's doing is nothing to look at
+				x.Shade = int(share*10 + 0.5)
+			}
 			if ns > 0 {
 				x.Text = fmt.Sprintf("%.0f %%", share*100)
 				if share < 0.01 {
@@ -262,10 +269,21 @@ func (r *Report) fillFigures(v *view) {
 	v.Fit = fmt.Sprintf("This is a response model's estimate, not a measurement; ranges hold nine times in ten, as far as the model goes. "+
 		"%.0f %% of the time rests on it. It learned from %d windows of %d pairs; for %.0f %% of them the recording shows how the offline pod's effect "+
 		"changes with what it gets, for the rest priors stand in.", is.Diverged, r.fit.Windows, r.fit.Pairs(), r.fit.Varied())
+	if n := len(r.figures.Assumed); n > 0 {
+		v.Fit += fmt.Sprintf(" Offline work under a looser policy is an upper bound: %s never ran without a limit for long, and is taken to want all of the node.", few(r.figures.Assumed))
+	}
 	if r.held != nil && r.held.Blocks > 0 {
 		v.Fit += fmt.Sprintf(" Fitted on half of the recording, it is off by %.0f %% on the other half (waits behind offline pods, blocks of 10 s; bias %+.0f %%).",
 			100*r.held.Relative, 100*r.held.Bias)
 	}
+}
+
+// few names a few of many.
+func few(names []string) string {
+	if len(names) > 3 {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:3], ", "), len(names)-3)
+	}
+	return strings.Join(names, ", ")
 }
 
 // clock is a time since the start, for people.

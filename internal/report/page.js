@@ -19,9 +19,19 @@
     plots.forEach(function (p) { if (p !== u) p.setScale("x", { min: s.min, max: s.max }); });
     busy = false;
   }
+  // Times are the node's, whatever the reader's zone is.
+  var two = function (n) { return (n < 10 ? "0" : "") + n; };
+  var clock = function (v, fine) {
+    var s = (((v + data.zone) % 86400) + 86400) % 86400, h = Math.floor(s / 3600), m = Math.floor(s / 60) % 60, sec = s - 3600 * h - 60 * m;
+    return two(h) + ":" + two(m) + (fine ? ":" + (sec < 10 ? "0" : "") + sec.toFixed(fine > 1 ? 1 : 0) : "");
+  };
+  var hours = function (u, splits) {
+    var each = splits.length > 1 ? splits[1] - splits[0] : 60;
+    return splits.map(function (v) { return clock(v, each < 1 ? 2 : each < 60 ? 1 : 0); });
+  };
   function axes(values, size) {
     var dim = style("--dim"), grid = { stroke: style("--line"), width: 0.5 };
-    return [{ stroke: dim, grid: grid, ticks: grid, font: "11px system-ui" }, { stroke: dim, grid: grid, ticks: grid, font: "11px system-ui", values: values, size: size || 62 }];
+    return [{ stroke: dim, grid: grid, ticks: grid, font: "11px system-ui", values: hours, size: 34 }, { stroke: dim, grid: grid, ticks: grid, font: "11px system-ui", values: values, size: size || 62 }];
   }
   // The lane below the wait: its verdicts.
   function lane(level) {
@@ -50,17 +60,18 @@
   function make(card) {
     if (card.plot) return;
     var l = card.line, online = card.online, opts, series, rows;
+    var time = { label: "time", value: function (u, v) { return v == null ? "" : clock(v, 2); } };
     var common = { width: Math.max(240, card.clientWidth - 22), height: 170, cursor: { sync: { key: "time" }, points: { size: 5 } } };
     if (online) {
       rows = [xs, full(l.p99), full(l.objective)];
       var pos = rows[1].concat(rows[2]).filter(function (v) { return v > 0; });
       var lo = Math.min.apply(null, pos.concat([100])), hi = Math.max.apply(null, pos.concat([1000]));
-      series = [{}, { label: "p99", stroke: style("--accent"), width: 1.4, value: function (u, v) { return wait(v); } },
+      series = [time, { label: "p99", stroke: style("--accent"), width: 1.4, value: function (u, v) { return wait(v); } },
         { label: "objective", stroke: style("--bad"), dash: [5, 4], width: 1, points: { show: false }, value: function (u, v) { return wait(v); } }];
-      opts = { scales: { y: { distr: 3, range: [lo / 1.6, hi * 1.4] } }, axes: axes(function (u, v) { return v.map(function (x) { return x == null ? "" : /^1(\.?0*)?(e|$)/.test(x.toExponential()) ? wait(x) : ""; }); }), hooks: { draw: [lane(l.level || "")] } };
+      opts = { scales: { y: { distr: 3, range: [Math.pow(10, Math.floor(Math.log10(lo / 1.2))), Math.pow(10, Math.ceil(Math.log10(hi * 1.1)))] } }, axes: axes(function (u, v) { return v.map(function (x) { return x == null || Math.abs(Math.log10(x) - Math.round(Math.log10(x))) > 1e-6 ? "" : wait(x); }); }), hooks: { draw: [lane(l.level || "")] } };
     } else {
       rows = [xs, full(l.used), full(l.may)];
-      series = [{}, { label: "used", stroke: style("--accent"), width: 1.4, fill: style("--accent") + "22", value: function (u, v) { return v == null ? "" : v + " CPUs"; } },
+      series = [time, { label: "used", stroke: style("--accent"), width: 1.4, fill: style("--accent") + "22", value: function (u, v) { return v == null ? "" : v + " CPUs"; } },
         { label: "granted", stroke: style("--may"), width: 1.4, points: { show: false }, paths: uPlot.paths.stepped({ align: 1 }), value: function (u, v) { return v == null ? "" : v + " CPUs"; } }];
       opts = { scales: { y: { range: function (u, a, b) { return [0, Math.max(1, b) * 1.08]; } } }, axes: axes(null, 44), hooks: { draw: [marks(byPod[l.pod] || [])] } };
     }

@@ -79,6 +79,9 @@ type Outcome struct {
 type Result struct {
 	Recorded Outcome   `json:"recorded"` // what was measured: no model in it
 	Policies []Outcome `json:"policies"`
+	// Assumed are offline pods that were never seen without a limit for long enough: where they use up what they have they are taken to
+	// want all of the node, so that the work of a looser policy is an upper bound.
+	Assumed []string `json:"assumedDemand,omitempty"`
 }
 
 // Run lets the policies act on a recording as the model says.
@@ -97,6 +100,7 @@ func RunAll(recs []Recording, m *Model, pols []*policy.Compiled, o Options) (*Re
 	}
 	draws := max(0, o.Draws) + 1 // the first is the point estimate
 	var base []score.Score
+	var assumed []string
 	blocks := make([][][]score.Score, len(pols)) // by policy, draw
 	ticks, diverged := make([]int, len(pols)), make([]int, len(pols))
 	for i := range pols {
@@ -126,6 +130,11 @@ func RunAll(recs []Recording, m *Model, pols []*policy.Compiled, o Options) (*Re
 		if err != nil {
 			return nil, err
 		}
+		for _, a := range w.known {
+			if a.guess && !slices.Contains(assumed, a.key) {
+				assumed = append(assumed, a.key)
+			}
+		}
 		for _, e := range all {
 			e.meter.close()
 		}
@@ -139,7 +148,8 @@ func RunAll(recs []Recording, m *Model, pols []*policy.Compiled, o Options) (*Re
 			diverged[i] += of[0].divergedTicks
 		}
 	}
-	res := &Result{Recorded: outcome("recorded", [][]score.Score{base}, base, o)}
+	slices.Sort(assumed)
+	res := &Result{Recorded: outcome("recorded", [][]score.Score{base}, base, o), Assumed: assumed}
 	for i, pol := range pols {
 		out := outcome(pol.Name(), blocks[i], base, o)
 		if ticks[i] > 0 {

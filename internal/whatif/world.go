@@ -81,6 +81,7 @@ type actor struct {
 	demand float64 // CPUs that it uses when nothing holds it back, smoothed
 	free   int     // ticks for which that was seen
 	bound  bool    // in the last tick
+	guess  bool    // it was once taken to want all of the node
 }
 
 // world is what a step of the recording says about the node, worked out once for all policies.
@@ -220,6 +221,7 @@ func (a *actor) wants(use float64, h *hold, cpus int) float64 {
 	case use < 0.85*most && !h.frozen:
 		return use
 	case a.free < settled:
+		a.guess = true
 		return float64(cpus)
 	}
 	return max(use, a.demand)
