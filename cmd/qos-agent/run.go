@@ -21,6 +21,7 @@ import (
 	"github.com/qos-agent/qos-agent/internal/clock"
 	"github.com/qos-agent/qos-agent/internal/collect"
 	"github.com/qos-agent/qos-agent/internal/decisionlog"
+	"github.com/qos-agent/qos-agent/internal/page"
 	"github.com/qos-agent/qos-agent/internal/pods"
 	"github.com/qos-agent/qos-agent/internal/policy"
 	"github.com/qos-agent/qos-agent/internal/sched"
@@ -28,6 +29,7 @@ import (
 	"github.com/qos-agent/qos-agent/internal/trace"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
 	"github.com/qos-agent/qos-agent/pkg/ebpf"
+	"github.com/qos-agent/qos-agent/pkg/perf"
 )
 
 // Bounds of --interval. Below 10 ms a tick would cost more than it tells; above 10 s nobody is protected.
@@ -205,6 +207,15 @@ func (c *runCmd) serve(ctx context.Context, p parts) (err error) {
 	options := collect.Options{
 		Hierarchy: p.hierarchy, Clock: clock.System{}, Log: log, Caps: report.Capabilities(), OriginalCPUs: p.executor.OriginalCPUs,
 	}
+	if options.Caps.Perf {
+		pool := perf.NewPool(perf.Options{})
+		defer func() { err = errors.Join(err, pool.Close()) }()
+		options.Counters = pool
+	}
+	baselines, baselinesErr := agent.LoadBaselines(c.RunDir)
+	if baselinesErr != nil {
+		log.Warn("what an earlier run has learned is not used", "error", baselinesErr)
+	}
 	if traceErr == nil {
 		options.Tracer = tracer
 	} else {
@@ -228,13 +239,15 @@ func (c *runCmd) serve(ctx context.Context, p parts) (err error) {
 		Version: version, Hostname: hostname, Kernel: kernelRelease(),
 		Interval: c.Interval, Mode: policy.Mode(c.Mode), Realtime: c.Realtime, RunDir: c.RunDir, SourceKind: c.Pods,
 		Hierarchy: p.hierarchy, Tracer: tracer, Collector: collector, Executor: p.executor, Source: p.source,
-		Policy: p.policy, WatchPolicy: c.watch(log), Capabilities: report, Instruments: instruments, Decisions: p.decisions, Recorder: recorder,
+		Policy: p.policy, WatchPolicy: c.watch(log), Capabilities: report, Instruments: instruments, Baselines: baselines, Decisions: p.decisions, Recorder: recorder,
 		Log: log, LogDropped: p.queue.Dropped, Clock: clock.System{},
 	})
 	if err != nil {
 		return err
 	}
-	web, err := server.New(server.Options{Provider: loop, Decisions: p.decisions, Instruments: instruments, Version: version, Log: log})
+	web, err := server.New(server.Options{
+		Provider: loop, Decisions: p.decisions, Page: page.New(loop, log), Instruments: instruments, Version: version, Log: log,
+	})
 	if err != nil {
 		return err
 	}

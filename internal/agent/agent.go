@@ -20,6 +20,7 @@ import (
 	"github.com/qos-agent/qos-agent/internal/clock"
 	"github.com/qos-agent/qos-agent/internal/collect"
 	"github.com/qos-agent/qos-agent/internal/decisionlog"
+	"github.com/qos-agent/qos-agent/internal/judge"
 	"github.com/qos-agent/qos-agent/internal/pods"
 	"github.com/qos-agent/qos-agent/internal/policy"
 	"github.com/qos-agent/qos-agent/internal/poll"
@@ -50,6 +51,7 @@ type Options struct {
 	WatchPolicy  func(ctx context.Context, onChange func(*policy.Compiled, error))
 	Capabilities capability.Report
 	Instruments  *server.Instruments
+	Baselines    *judge.Baselines // what an earlier run has learned; nil: nothing
 	Decisions    *decisionlog.Log // gets what the loop decided and did
 	Recorder     *trace.Recorder  // gets everything that the loop saw and did; nil: nobody records
 
@@ -71,6 +73,9 @@ type Agent struct {
 	questions   chan func(*loop) // each runs on the loop's thread between two steps, and must be short
 	stop        atomic.Bool
 	ended       chan struct{} // closed when the loop has returned: nobody answers any more
+
+	// baselines takes what the loop has learned to whoever writes it down.
+	baselines chan *judge.Baselines
 
 	// health is what the loop last said of itself; see Health.
 	health atomic.Pointer[server.Health]
@@ -99,7 +104,7 @@ func New(o Options) (*Agent, error) {
 	if err != nil {
 		return nil, fmt.Errorf("loop: %w", err)
 	}
-	a := &Agent{o: o, started: o.Clock.Wall(), poller: p, questions: make(chan func(*loop), maxQuestions), ended: make(chan struct{})}
+	a := &Agent{o: o, started: o.Clock.Wall(), poller: p, questions: make(chan func(*loop), maxQuestions), ended: make(chan struct{}), baselines: make(chan *judge.Baselines, 1)}
 	a.ticked.Store(int64(o.Clock.Now()))
 	a.health.Store(&server.Health{Conditions: []server.Condition{{Name: "start", Required: true, Detail: "the loop has not begun yet"}}})
 	return a, nil
@@ -125,6 +130,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		a.poller.Wake()
 	})
 
+	wg.Go(a.keepBaselines)
 	loopErr := make(chan error, 1)
 	go func() {
 		// Never unlocked: the thread, and with it its scheduling class, ends with the goroutine.
@@ -133,6 +139,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}()
 	err := <-loopErr
 	close(a.ended)
+	close(a.baselines)
 	cancel()
 	wg.Wait()
 	return errors.Join(err, sourceErr, a.poller.Close())

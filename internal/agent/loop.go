@@ -53,9 +53,11 @@ type loop struct {
 	snapshot *signal.Snapshot // of the last tick
 	event    ebpf.Event       // reused
 	rounds   time.Duration
-	began    time.Duration
-	listed   bool // the collector has had a list of pods
-	acting   bool // plans are carried out: the last tick has shown the pods, or it has been waited for them for too long
+
+	baselinesAt time.Duration // when they were last handed over
+	began       time.Duration
+	listed      bool // the collector has had a list of pods
+	acting      bool // plans are carried out: the last tick has shown the pods, or it has been waited for them for too long
 
 	connected   bool // to the pod source, when it last called
 	disconnects uint64
@@ -88,6 +90,12 @@ func newLoop(a *Agent) *loop {
 			Promote: sched.Realtime,
 			CPU:     sched.ThreadCPU,
 		},
+	}
+	l.baselinesAt = l.began
+	if a.o.Baselines != nil {
+		if err := l.decide.SetBaselines(a.o.Baselines); err != nil {
+			a.o.Log.Warn("what an earlier run has learned is not used", "error", err)
+		}
 	}
 	l.connected = a.o.Source.Status().Connected
 	l.adopt(a.o.Policy, a.o.Clock.Wall())
@@ -177,6 +185,7 @@ func (l *loop) onTick(due uint64) {
 		l.record(found)
 		l.o.Recorder.Audit(found)
 		l.report()
+		l.shareBaselines(start)
 		l.lastState, l.lastMetrics = kept[server.State]{}, kept[server.Metrics]{}
 	}
 	end := l.o.Clock.Now()
@@ -362,6 +371,9 @@ func (l *loop) restore() error {
 	outcomes := l.o.Executor.RestoreAll()
 	l.record(outcomes)
 	l.o.Recorder.Audit(outcomes)
+	if b := l.decide.Baselines(); len(b.Workloads) > 0 {
+		l.baselines <- &b // waits for the writer, for there is no next time
+	}
 	l.diary(decisionlog.Entry{Kind: decisionlog.KindAgent, Message: fmt.Sprintf("the agent ends: %d knobs were put back", len(outcomes))})
 	var errs []error
 	for _, o := range outcomes {

@@ -80,6 +80,8 @@ func (l *loop) podMetrics(m *server.Metrics) {
 	}
 	view := l.o.Collector.View()
 	m.ReadErrors = view.ReadErrors
+	l.rdtMetrics(m, &view)
+	levels := l.cpiLevels()
 	for i := range view.Containers {
 		c := &view.Containers[i]
 		row := server.ContainerMetrics{Namespace: c.Pod.Namespace, Pod: c.Pod.Name, Container: c.Name, Class: classes[c.Pod]}
@@ -92,6 +94,10 @@ func (l *loop) podMetrics(m *server.Metrics) {
 		if c.Memory != nil {
 			row.Memory = &server.MemoryLevels{WorkingSetBytes: c.Memory.WorkingSet}
 		}
+		if n := c.Counters; n != nil {
+			row.Counters = &server.CounterTotals{Cycles: n.Cycles, Instructions: n.Instructions, LLCRefs: n.LLCRefs, LLCMisses: n.LLCMisses}
+		}
+		row.CPI = levels[[2]string{c.Pod.Namespace + "/" + c.Pod.Name, c.Name}]
 		m.Containers = append(m.Containers, row)
 	}
 	for i := range view.Blame {
@@ -103,7 +109,7 @@ func (l *loop) podMetrics(m *server.Metrics) {
 }
 
 // axisSignal is the signal that a verdict rests on.
-var axisSignal = map[judge.Axis]string{judge.CPU: "wait", judge.Memory: "psi", judge.IO: "psi"}
+var axisSignal = map[judge.Axis]string{judge.CPU: "wait", judge.Memory: "psi", judge.IO: "psi", judge.Cache: "perf", judge.Bandwidth: "perf"}
 
 func blameMetric(b *collect.BlameTotal) server.BlameMetrics {
 	out := server.BlameMetrics{VictimNamespace: b.Victim.Namespace, VictimPod: b.Victim.Name, NS: b.NS}

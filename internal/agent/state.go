@@ -130,6 +130,7 @@ func (l *loop) nodeState(n *server.Node) {
 		}
 	}
 	n.Signals.Pressure = l.pressure(&s.PSI)
+	n.RDT = l.nodeRDT(s)
 }
 
 // podStates adds every pod with its containers' signals.
@@ -141,6 +142,7 @@ func (l *loop) podStates(s *server.State) {
 		class, rule := l.class(i)
 		s.Pods[i] = server.Pod{
 			Namespace: p.Namespace, Name: p.Name, UID: p.UID, QoSClass: string(p.QoS), Class: string(class), ClassRule: rule, Cgroup: p.Cgroup,
+			Limits: l.limits(i),
 		}
 	}
 	for i := range snap.Containers {
@@ -184,6 +186,12 @@ func (l *loop) signals(i int, c *signal.ContainerSample) server.Signals {
 		out.Memory = &server.Memory{AgeSeconds: l.age(c.Memory.At), CurrentBytes: c.Memory.Current, WorkingSetBytes: c.Memory.WorkingSet}
 	}
 	out.Pressure = l.pressure(&c.PSI)
+	if p := &c.Perf; p.At != 0 && p.RunningPercent > 0 {
+		cpi, _ := p.CPI()
+		mpki, _ := p.MPKI()
+		out.Perf = &server.Perf{AgeSeconds: l.age(p.At), SpanSeconds: p.Span.Seconds(), CPI: cpi, MPKI: mpki, RunningRatio: float64(p.RunningPercent) / 100}
+	}
+	out.RDT = l.rdtState(&c.RDT)
 	return out
 }
 
@@ -215,6 +223,7 @@ func (l *loop) verdictStates(s *server.State) {
 			Axis: v.Axis.String(), Level: v.Level.String(), SinceSeconds: (snap.Now - v.Since).Seconds(), Reason: v.Reason.String(), Joint: v.Joint,
 			Evidence: server.Evidence{
 				Samples: v.Samples, WindowSeconds: v.Window.Seconds(), P99Seconds: v.P99.Seconds(), ObjectiveSeconds: v.Objective.Seconds(),
+				CPI:        cpiEvidence(v),
 				StallRatio: permille(v.StallPermille), StallObjectiveRatio: permille(v.StallObjective),
 				ThrottledRatio: permille(v.ThrottledPermille), StealRatio: permille(v.StealPermille), AttributedSeconds: seconds(v.AttributedNS),
 			},
@@ -232,7 +241,7 @@ func (l *loop) verdictStates(s *server.State) {
 func (l *loop) blame(v *judge.Verdict) []server.Blame {
 	var out []server.Blame
 	for _, share := range v.Shares {
-		out = append(out, server.Blame{Culprit: party(&l.snapshot.Pods[share.Pod]), Ratio: permille(share.Permille), Seconds: seconds(share.NS)})
+		out = append(out, server.Blame{Culprit: party(&l.snapshot.Pods[share.Pod]), Ratio: permille(share.Permille), Seconds: seconds(share.NS), BytesPerSecond: float64(share.MBps) * 1e6})
 	}
 	for part, share := range v.Parts {
 		if share > 0 {

@@ -28,6 +28,7 @@ const (
 	Freezer      = "freezer"
 	GroupPSI     = "psi_group"
 	Realtime     = "realtime"
+	Perf         = "perf"
 )
 
 // Probe is the outcome of trying one feature.
@@ -91,7 +92,7 @@ func specs() []spec {
 		{"psi_node", false, "pressure of the node is not seen", "boot with psi=1 on a kernel with CONFIG_PSI=y", (*prober).psiNode},
 		{GroupPSI, false, "memory and io stalls of pods are not judged", "boot with unified cgroup v2 (systemd.unified_cgroup_hierarchy=1)", (*prober).psiGroup},
 		{Realtime, false, "on a saturated node the agent waits for a CPU like everybody else and reacts later", "root, or CAP_SYS_NICE", (*prober).realtime},
-		{"perf", false, "cycles and cache misses of pods are not seen", "a machine, or a virtual machine with a PMU", (*prober).perf},
+		{Perf, false, "cycles and cache misses of pods are not seen, so nobody is blamed for cache or memory bandwidth", "a machine, or a virtual machine with a PMU", (*prober).perf},
 		{"resctrl", false, "cache and memory bandwidth are neither seen nor partitioned", "a CPU with RDT (Intel) or QoS extensions (AMD), and a kernel with resctrl", (*prober).resctrl},
 		{"cri", false, "pods of Kubernetes are not seen; a static pod file works", "start the container runtime or name its socket with --cri-endpoint", (*prober).cri},
 	}
@@ -168,6 +169,7 @@ func (r *Report) Capabilities() signal.Capabilities {
 		CPUSet:   r.Has(CPUSet),
 		Freeze:   r.Has(Freezer),
 		GroupPSI: r.Has(GroupPSI),
+		Perf:     r.Has(Perf),
 	}
 }
 

@@ -15,6 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
+	"github.com/qos-agent/qos-agent/pkg/cpuset"
+	"github.com/qos-agent/qos-agent/pkg/perf"
 )
 
 // The oldest kernel on which the scheduler stamps every enqueue without being asked to.
@@ -119,7 +121,7 @@ func tryRealtime() error {
 	return errors.Join(err, unix.SchedSetAttr(0, &back, 0))
 }
 
-// perf opens a hardware counter for the root group on one CPU and reads it.
+// perf opens the counters that the agent uses for the root group on one CPU and reads them.
 func (p *prober) perf(context.Context) (string, error) {
 	if p.hierarchy == nil {
 		return "", errors.New("no cgroup hierarchy")
@@ -128,25 +130,34 @@ func (p *prober) perf(context.Context) (string, error) {
 	if !ok {
 		return "", advise(fmt.Errorf("the perf_event controller is not mounted under %s", p.hierarchy.Root()), "mount -t cgroup -o perf_event, or unified cgroup v2")
 	}
-	group, err := os.Open(dir)
-	if err != nil {
-		return "", err
-	}
-	defer func() { _ = group.Close() }()
-	attr := unix.PerfEventAttr{Type: unix.PERF_TYPE_HARDWARE, Config: unix.PERF_COUNT_HW_CPU_CYCLES, Size: unix.PERF_ATTR_SIZE_VER5}
-	fd, err := unix.PerfEventOpen(&attr, int(group.Fd()), 0, -1, unix.PERF_FLAG_PID_CGROUP|unix.PERF_FLAG_FD_CLOEXEC)
+	err := perf.Probe(dir, p.firstCPU())
 	switch {
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENODEV):
-		return "", errors.New("the CPU offers no hardware counter of cycles")
-	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
-		return "", advise(fmt.Errorf("perf_event_open: %w", err), "root, or CAP_PERFMON, or kernel.perf_event_paranoid=0")
+	case errors.Is(err, perf.ErrUnsupported):
+		return "", err
+	case errors.Is(err, perf.ErrDenied):
+		return "", advise(err, "root, or CAP_PERFMON, or kernel.perf_event_paranoid=0")
 	case err != nil:
-		return "", fmt.Errorf("perf_event_open: %w", err)
+		return "", err
+	case p.hierarchy.V2(cgroup.PerfEvent) && !p.hierarchy.V2(cgroup.CPU):
+		return "", advise(errors.New("counters work, but the groups of pods are on cgroup v1 and perf_event is not"), "mount -t cgroup -o perf_event, or unified cgroup v2")
 	}
-	defer func() { _ = unix.Close(fd) }()
-	var count [8]byte
-	if _, err := unix.Read(fd, count[:]); err != nil {
-		return "", fmt.Errorf("read counter: %w", err)
+	return "cycles, instructions, LLC references and misses of a group counted", nil
+}
+
+// firstCPU is an online CPU; CPU 0 can be offline on some machines.
+func (p *prober) firstCPU() int {
+	text, err := os.ReadFile(filepath.Join(p.Sys, "devices/system/cpu/online"))
+	if err != nil {
+		return 0
 	}
-	return "cycles of a group counted", nil
+	set, err := cpuset.Parse(strings.TrimSpace(string(text)))
+	if err != nil {
+		return 0
+	}
+	for cpu := range cpuset.Max {
+		if set.Has(cpu) {
+			return cpu
+		}
+	}
+	return 0
 }

@@ -46,14 +46,25 @@ type Options struct {
 	// OriginalCPUs says which CPUs a group had before the agent changed its cpuset, if the agent did. It is called on the
 	// collector's goroutine and must be quick. nil: the agent changes no cpuset.
 	OriginalCPUs func(group string) (cpus cpuset.Set, held bool)
+	// Counters counts in hardware; nil (not a nil pointer in the interface): nothing is.
+	Counters Counters
+	// Resctrl reads the counters of cache and memory bandwidth; nil: none. RDT is what the machine can do with them.
+	Resctrl Resctrl
+	RDT     signal.RDT
+	// MonitorGroup says which group of resctrl counts for the pod of this group and for nobody else; ok is false if none does. It is called
+	// on the collector's goroutine and must be quick.
+	MonitorGroup func(podGroup string) (group string, ok bool)
 
 	// The times between two readings. 0 is the default; a reading is never more frequent than ticks.
-	CPUEvery    time.Duration // CPU time of containers that no quota can hurt; 500 ms
-	QuotaEvery  time.Duration // 1 s
-	MemoryEvery time.Duration // 1 s
-	PSIEvery    time.Duration // of groups; 1 s
-	NodeEvery   time.Duration // everything of the node; 1 s, because /proc/stat counts in steps of 10 ms
-	ScanEvery   time.Duration // groups below a container's own, its cpuset, files that were missing; 5 s
+	PerfEvery        time.Duration // hardware counters of online containers; every tick
+	PerfOfflineEvery time.Duration // hardware counters of all others; 200 ms
+	RDTEvery         time.Duration // resctrl's counters, of pods and of the machine; 200 ms
+	CPUEvery         time.Duration // CPU time of containers that no quota can hurt; 500 ms
+	QuotaEvery       time.Duration // 1 s
+	MemoryEvery      time.Duration // 1 s
+	PSIEvery         time.Duration // of groups; 1 s
+	NodeEvery        time.Duration // everything of the node; 1 s, because /proc/stat counts in steps of 10 ms
+	ScanEvery        time.Duration // groups below a container's own, its cpuset, files that were missing; 5 s
 }
 
 // Collector makes snapshots. All of its methods belong to one goroutine.
@@ -75,8 +86,12 @@ type Collector struct {
 	slots  slots
 	row    []uint64 // scratch: one row of the blame matrix
 	opens  int      // containers whose files were opened in this tick
-	stats  ebpf.Stats
-	noSlot int
+
+	perf      perfs
+	perfOpens int // descriptors opened in this tick
+	bus       bus
+	stats     ebpf.Stats
+	noSlot    int
 
 	above   map[string]*cgroup.CPUSetReader // of the groups right above pods; nil where there is no cpuset
 	node    *node
@@ -118,11 +133,13 @@ const (
 	signalMemory
 	signalPSI
 	signalNode
+	signalPerf
+	signalRDT
 	signals
 )
 
 func (k signalKind) String() string {
-	return [signals]string{"wait", "cpu", "memory", "psi", "node"}[k]
+	return [signals]string{"wait", "cpu", "memory", "psi", "node", "perf", "rdt"}[k]
 }
 
 // New makes a collector and takes the first readings of the node. It fails if the node's CPUs cannot be read.
@@ -145,6 +162,7 @@ func New(o Options) (*Collector, error) {
 	c.every = [parts]time.Duration{
 		partCPU: or(o.CPUEvery, 500*time.Millisecond), partQuota: or(o.QuotaEvery, time.Second),
 		partMemory: or(o.MemoryEvery, time.Second), partPSI: or(o.PSIEvery, time.Second), partScan: or(o.ScanEvery, 5*time.Second),
+		partPerf: or(o.PerfOfflineEvery, 200*time.Millisecond), partRDT: or(o.RDTEvery, 200*time.Millisecond),
 	}
 	if c.tracer != nil {
 		c.slots.init(c.tracer.MaxSlots())
@@ -154,7 +172,8 @@ func New(o Options) (*Collector, error) {
 	if c.node, err = openNode(orText(o.Proc, "/proc"), orText(o.Sys, "/sys"), or(o.NodeEvery, time.Second)); err != nil {
 		return nil, fmt.Errorf("collect: %w", err)
 	}
-	c.node.sample.Caps = o.Caps
+	c.node.sample.Caps, c.node.sample.RDT = o.Caps, o.RDT
+	c.perf.pool = o.Counters
 	c.readNode(o.Clock.Now())
 	return c, nil
 }
@@ -180,6 +199,7 @@ func (c *Collector) Close() error {
 		c.closed(r.Close())
 	}
 	clear(c.above)
+	c.bus.close()
 	return c.node.close()
 }
 
@@ -199,7 +219,9 @@ func (c *Collector) Tick() *signal.Snapshot {
 	if c.slots.indexGen != c.gen {
 		c.slots.forgetIndexes(c.gen)
 	}
-	c.noSlot, c.opens = 0, 0
+	c.noSlot, c.opens, c.perfOpens = 0, 0, 0
+	c.rank(now)
+	c.readBus(now)
 	for i, ct := range c.list {
 		c.readGroup(now, ct)
 		f.containers[i] = ct.sample

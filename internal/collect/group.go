@@ -45,7 +45,8 @@ type container struct {
 	suspect bool     // a file has said that the group is gone
 	retry   backoff
 	lack    backoff // of files
-	failing uint8   // readings that went wrong the last time, by bit
+	perf    counting
+	failing uint8 // readings that went wrong the last time, by bit
 
 	cpu    *cgroup.CPUReader
 	memory *cgroup.MemoryReader
@@ -91,6 +92,8 @@ func (c *Collector) readGroup(now time.Duration, ct *container) {
 	c.readCPU(now, ct)
 	c.readMemory(now, ct)
 	c.readPSI(now, ct)
+	c.readPerf(now, ct)
+	c.readRDT(now, ct)
 }
 
 // scan brings what is known of a container's groups up to date: it opens what was not there before, notices that the group has
@@ -143,6 +146,7 @@ func (c *Collector) closeGroup(ct *container) {
 		c.closed(unix.Close(ct.dir))
 	}
 	c.closeCPU(ct)
+	c.closePerf(ct)
 	c.closed(ct.memory.Close(), ct.psi.Close(), ct.cpus.Close())
 	ct.memory, ct.psi, ct.cpus = nil, nil, nil
 	ct.id, ct.dir, ct.psiAt = 0, -1, 0

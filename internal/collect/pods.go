@@ -8,6 +8,7 @@ import (
 	"github.com/qos-agent/qos-agent/internal/signal"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
 	"github.com/qos-agent/qos-agent/pkg/ebpf"
+	"github.com/qos-agent/qos-agent/pkg/perf"
 )
 
 // PodRef names a pod for good: a pod that is made again under the same name has another UID.
@@ -25,6 +26,7 @@ type pod struct {
 	quotaAt time.Duration // when quota was read; 0: never
 	stat    cgroup.CPUStat
 	statAt  time.Duration // when stat was read; 0: never
+	rdt     monitoring
 
 	// Totals since the pod was first seen. What containers of one name counted is added up, so that a restart sets nothing back.
 	totals map[string]*totals
@@ -38,6 +40,8 @@ type totals struct {
 	wait     ebpf.Wait // of containers that have ended; what lives is in container.wait
 	hasCPU   bool
 	cpu      cgroup.CPUStat
+	counted  bool
+	counters perf.Counts
 }
 
 // containerKey is everything about a container that makes it another one if it changes.
@@ -77,6 +81,7 @@ func (c *Collector) SetPods(pods []signal.Pod, victim func(*signal.Pod) bool) {
 		}
 	}
 
+	c.perf.stale = true
 	clear(c.list) // what has ended is not to be kept alive
 	c.list = c.list[:0]
 	for i := range pods {
@@ -126,6 +131,7 @@ func (c *Collector) endPod(p *pod) {
 
 func (p *pod) close(c *Collector) {
 	c.closed(p.cpu.Close())
+	p.rdt.close()
 	p.cpu, p.quota, p.quotaAt, p.statAt = nil, cgroup.CPUQuota{}, 0, 0
 }
 

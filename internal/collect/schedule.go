@@ -14,6 +14,8 @@ const (
 	partMemory
 	partPSI
 	partScan
+	partPerf
+	partRDT
 	parts
 )
 

@@ -7,6 +7,7 @@ import (
 	"github.com/qos-agent/qos-agent/internal/signal"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
 	"github.com/qos-agent/qos-agent/pkg/ebpf"
+	"github.com/qos-agent/qos-agent/pkg/perf"
 )
 
 // View is what has been counted since each pod was first seen, as of the last tick. Counts only grow while their pod lives, and go
@@ -19,6 +20,11 @@ type View struct {
 	EventsDropped uint64
 	NoSlot        int // containers that are not measured now because every slot is taken
 	Tracer        ebpf.Stats
+
+	Pods         []PodTotals              // that resctrl counts or has counted, by pod
+	Domains      []signal.RDTDomainSample // TotalBytes since the collector began
+	Uncounted    int                      // containers without hardware counters for want of descriptors
+	Extrapolated int                      // containers whose counters ran less than half of the time
 }
 
 // ContainerTotals is all containers of one name in a pod, the one that runs and those that ran before it.
@@ -29,6 +35,14 @@ type ContainerTotals struct {
 	Wait   *ebpf.Wait           // nil: never measured
 	CPU    *cgroup.CPUStat      // since the agent saw the container first; nil: never read
 	Memory *signal.MemorySample // of what runs now; nil: never read
+
+	Counters *perf.Counts // hardware; nil: never read
+}
+
+// PodTotals is what a pod has moved between cache and memory, bytes.
+type PodTotals struct {
+	Pod          PodRef
+	Bytes, Local uint64
 }
 
 // BlameTotal is how long containers of a victim waited while those of a culprit ran.
@@ -53,10 +67,21 @@ func (c *Collector) View() View {
 			rows[t] = t.view(p.ref, name)
 		}
 		v.Blame = p.viewBlame(v.Blame)
+		if t := &p.rdt.total; t.known {
+			v.Pods = append(v.Pods, PodTotals{p.ref, t.bytes, t.local})
+		}
 	}
 	for _, ct := range c.containers {
 		rows[ct.totals].live(ct)
+		switch {
+		case c.perf.pool != nil && !ct.perf.want && ct.id != 0:
+			v.Uncounted++
+		case ct.perf.scarce:
+			v.Extrapolated++
+		}
 	}
+	v.Domains = slices.Clone(c.bus.total)
+	slices.SortFunc(v.Pods, func(a, b PodTotals) int { return a.Pod.compare(b.Pod) })
 	for _, r := range rows {
 		v.Containers = append(v.Containers, *r)
 	}
@@ -79,6 +104,10 @@ func (t *totals) view(ref PodRef, name string) *ContainerTotals {
 	if t.hasCPU {
 		cpu := t.cpu
 		r.CPU = &cpu
+	}
+	if t.counted {
+		n := t.counters
+		r.Counters = &n
 	}
 	return r
 }

@@ -170,8 +170,36 @@ func (c *CPU) Step(in *Input) {
 	for i := range in.Verdicts {
 		c.weigh(in, &in.Verdicts[i])
 	}
+	c.heed(in)
 	c.regrow(in)
 	c.release(in)
+}
+
+// heed takes cores from those about whose cache and bandwidth nothing more can be done. Whether that helps is for the one who asked to
+// find out: what these pods do to a victim's wait says nothing about it.
+func (c *CPU) heed(in *Input) {
+	for _, plea := range in.Pleas {
+		p := c.pods[plea.Pod]
+		if p == nil || p.blocked != "" {
+			continue
+		}
+		p.named = in.Now
+		if p.grant.Frozen || in.Now-p.lastCut < in.Spec.CPU.Cooldown.D() {
+			continue
+		}
+		to, rung := c.down(in, p)
+		if undo := c.fit(in, p, p.beforeGrow); p.grown && in.Now-p.lastGrowth <= probation && undo.compare(p.grant) < 0 {
+			to, rung = undo, policy.RungCPUs
+		}
+		if rung != policy.RungCPUs && rung != policy.RungQuota {
+			continue
+		}
+		n := Note{Rule: RulePlea, Victim: plea.Victim, To: to, CPI: plea.CPI, CPIFence: plea.CPIFence, Permille: plea.Permille, Pause: p.relapse(in)}
+		c.note(in, p, n)
+		p.beforeCut, p.lastCut, p.grown, p.victim = p.grant, in.Now, false, plea.Victim
+		c.set(p, to, RulePlea)
+		p.restart(in)
+	}
 }
 
 // sync follows pods to their new indexes, and forgets those that are gone or no longer offline: their knobs go back by themselves.

@@ -20,6 +20,8 @@ type Input struct {
 	Judge    *judge.State
 	Verdicts []judge.Verdict // of this step; none on events
 	Findings []judge.Finding // about this step's events
+	// Pleas are what the controllers of cache and bandwidth ask of the CPU controller in this step.
+	Pleas []Plea
 	// Acting says that wants are really written. Where they are not, the effect of a cut cannot be looked at either.
 	Acting bool
 }
@@ -42,6 +44,9 @@ const (
 	RuleRelease    = "release"     // blind for too long: back to the posture
 	RulePolicy     = "policy"      // the policy or the machine changed under a cut
 	RuleSkip       = "skip"        // something that the policy asks for and that cannot be done
+	RuleOwnWays    = "own-ways"    // an online pod gets a part of the cache for itself
+	RuleOwnEnd     = "own-end"     // it has not needed it for long, or it did not help
+	RulePlea       = "plea"        // neither cache nor bandwidth can be cut further, or at all: cores are taken instead
 	RuleBurst      = "burst"       // an online container may borrow from its quieter periods
 	RuleBurstEnd   = "burst-end"   // it has not needed to for long
 )
@@ -58,10 +63,13 @@ type Note struct {
 	Wait      time.Duration `json:"wait,omitempty"`   // the victim's p99, or the single wait
 	Before    time.Duration `json:"before,omitempty"` // the victim's p99 before the cut that is judged here
 	Objective time.Duration `json:"objective,omitempty"`
-	Permille  int           `json:"permille,omitempty"` // the pod's share of the wait
-	Belief    int           `json:"belief,omitempty"`   // in the pair of victim and pod, 0 to 100
-	Pause     time.Duration `json:"pause,omitempty"`    // how long this will not be tried again
-	Text      string        `json:"text,omitempty"`     // what fits no field
+	CPI       uint64        `json:"cpi,omitempty"`       // the victim's cycles per instruction, thousandths
+	CPIBefore uint64        `json:"cpiBefore,omitempty"` // and before the cut that is judged here
+	CPIFence  uint64        `json:"cpiFence,omitempty"`  // what is normal at most, thousandths
+	Permille  int           `json:"permille,omitempty"`  // the pod's share of the wait, or of the score of suspects
+	Belief    int           `json:"belief,omitempty"`    // in the pair of victim and pod, 0 to 100
+	Pause     time.Duration `json:"pause,omitempty"`     // how long this will not be tried again
+	Text      string        `json:"text,omitempty"`      // what fits no field
 }
 
 func (n Note) String() string {
@@ -85,6 +93,15 @@ func (n Note) String() string {
 	if n.Objective != 0 {
 		fmt.Fprintf(&b, ", objective %s", n.Objective)
 	}
+	if n.CPI != 0 {
+		fmt.Fprintf(&b, ", CPI %s", milli(n.CPI))
+	}
+	if n.CPIBefore != 0 {
+		fmt.Fprintf(&b, " after %s", milli(n.CPIBefore))
+	}
+	if n.CPIFence != 0 {
+		fmt.Fprintf(&b, ", normal up to %s", milli(n.CPIFence))
+	}
 	if n.Permille != 0 {
 		fmt.Fprintf(&b, ", share %d.%d %%", n.Permille/10, n.Permille%10)
 	}
@@ -100,12 +117,17 @@ func (n Note) String() string {
 	return b.String()
 }
 
+// milli shows thousandths.
+func milli(n uint64) string { return fmt.Sprintf("%d.%03d", n/1000, n%1000) }
+
 // Grant is how far a controller holds an offline pod below the standing posture. The zero value is: not at all.
 type Grant struct {
 	Idle     bool  `json:"idle,omitempty"`     // made SCHED_IDLE (or of least weight), where the posture is not that already
 	Cores    int   `json:"cores,omitempty"`    // whole cores that it may use; 0: all
 	MilliCPU int64 `json:"milliCPU,omitempty"` // CPU time that it may use, thousandths of a CPU; 0: no limit
 	Frozen   bool  `json:"frozen,omitempty"`
+	Ways     int   `json:"ways,omitempty"` // ways of the last-level cache that it may fill; 0: all
+	MB       int   `json:"mb,omitempty"`   // percent of the memory bandwidth; 0: no limit
 }
 
 func (g Grant) String() string {
@@ -125,10 +147,16 @@ func (g Grant) String() string {
 	if g.Frozen {
 		parts = append(parts, "frozen")
 	}
+	if g.Ways > 0 {
+		parts = append(parts, fmt.Sprintf("ways %d", g.Ways))
+	}
+	if g.MB > 0 {
+		parts = append(parts, fmt.Sprintf("bandwidth %d %%", g.MB))
+	}
 	return strings.Join(parts, ", ")
 }
 
-// compare orders grants by how much they leave a pod: negative if g leaves less than o. The last rung counts most, since it is reached
+// compare orders grants by how much CPU they leave a pod: negative if g leaves less than o. The last rung counts most, since it is reached
 // only when those before it are used up. The freezer is left out: it is a moment, not a level.
 func (g Grant) compare(o Grant) int {
 	if d := cmpLimit(g.MilliCPU, o.MilliCPU); d != 0 {

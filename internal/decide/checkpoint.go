@@ -13,7 +13,7 @@ import (
 var stateType = wire.MustCompile[State]()
 
 // maxState bounds the memory that a checkpoint may describe. A node with a thousand containers needs some 10 MB.
-const maxState = 1 << 30
+const maxState = 256 << 20
 
 // StateLayout says what a checkpoint looks like. It changes with whatever State is made of.
 func StateLayout() string { return stateType.Schema() }

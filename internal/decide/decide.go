@@ -43,6 +43,9 @@ type Decision struct {
 	// Plan is every knob that should be held, sorted by group and kind, no target twice. In observe mode it is empty, and
 	// Would is what it would have been; in enforce mode Would is nil.
 	Plan, Would []knob.Want
+	// Shares is what every online and offline pod should have of the hardware that resctrl controls; the planner of classes makes
+	// classes of service of it. It is the same in both modes.
+	Shares []knob.Share
 	// Changed says that Plan or Would differ from the step before. Where it is false there is nothing new to apply.
 	Changed bool
 	Notes   []control.Note
@@ -59,19 +62,28 @@ type State struct {
 	judge  judge.State
 	cpu    control.CPU
 	burst  control.Burst
+	rdt    control.RDT
 
-	mode  policy.Mode
-	raw   []knob.Want // what the controllers want, in their order, this step
-	prior []knob.Want // and the step before
-	plan  []knob.Want // sorted, no target twice
-	notes []control.Note
-	grant []control.Grant
-	view  judge.View
-	input control.Input
+	shares []knob.Share
+	mode   policy.Mode
+	raw    []knob.Want // what the controllers want, in their order, this step
+	prior  []knob.Want // and the step before
+	plan   []knob.Want // sorted, no target twice
+	notes  []control.Note
+	grant  []control.Grant
+	view   judge.View
+	input  control.Input
 }
 
 // New is a state that remembers nothing.
 func New() *State { return &State{} }
+
+// Baselines copies out what was learned of workloads; SetBaselines takes over what an earlier run has learned. A replay that is to give
+// the same decisions has to begin with the same.
+func (s *State) Baselines() judge.Baselines { return s.judge.Baselines() }
+
+// SetBaselines fails, and changes nothing, on what no run can have written.
+func (s *State) SetBaselines(b *judge.Baselines) error { return s.judge.SetBaselines(b) }
 
 // Step takes one step.
 func (s *State) Step(snap *signal.Snapshot, pol Policy) Decision {
@@ -79,21 +91,25 @@ func (s *State) Step(snap *signal.Snapshot, pol Policy) Decision {
 	turned := spec.Mode != s.mode
 	if turned {
 		// What was only thought so far has taught nothing about what acting does, and the other way round: begin at the posture.
-		s.cpu, s.burst, s.mode = control.CPU{}, control.Burst{}, spec.Mode
+		s.cpu, s.burst, s.rdt, s.mode = control.CPU{}, control.Burst{}, control.RDT{}, spec.Mode
 	}
 	changed := s.roster.update(snap, pol)
 	s.view = s.roster.view(snap, spec, changed || turned)
 	verdicts, findings := s.judge.Step(&s.view)
 
 	s.input = control.Input{View: &s.view, Judge: &s.judge, Verdicts: verdicts, Findings: findings, Acting: spec.Mode == policy.Enforce}
+	s.rdt.Step(&s.input)
+	s.input.Pleas = s.rdt.Pleas()
 	s.cpu.Step(&s.input)
 	s.burst.Step(&s.input)
-	s.notes = append(append(s.notes[:0], s.cpu.Notes()...), s.burst.Notes()...)
+	s.notes = append(append(append(s.notes[:0], s.cpu.Notes()...), s.burst.Notes()...), s.rdt.Notes()...)
 
 	d := Decision{
 		Spec: spec, Class: s.roster.class, ClassRule: s.roster.rule, Grant: s.grants(len(snap.Pods)),
 		Verdicts: verdicts, Findings: findings, Wake: s.cpu.Wake(),
 	}
+	s.shares = s.rdt.Shares(&s.input, s.shares[:0])
+	d.Shares = s.shares
 	d.Changed = s.merge(snap) || turned
 	d.Notes = s.notes
 	if spec.Mode == policy.Enforce {
@@ -109,7 +125,9 @@ func (s *State) Step(snap *signal.Snapshot, pol Policy) Decision {
 func (s *State) grants(pods int) []control.Grant {
 	s.grant = s.grant[:0]
 	for i := range pods {
-		s.grant = append(s.grant, s.cpu.Grant(i))
+		g := s.cpu.Grant(i)
+		g.Ways, g.MB = s.rdt.Limits(i)
+		s.grant = append(s.grant, g)
 	}
 	return s.grant
 }

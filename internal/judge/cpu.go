@@ -186,15 +186,18 @@ func (s *State) attribute(v *View, w *waits, vd *Verdict) {
 		}
 	}
 	vd.Shares = s.shares[from:len(s.shares):len(s.shares)]
-	slices.SortFunc(vd.Shares, func(a, b Share) int {
-		switch {
-		case a.NS > b.NS:
-			return -1
-		case a.NS < b.NS:
-			return 1
-		}
-		return a.Pod - b.Pod
-	})
+	slices.SortFunc(vd.Shares, byShare)
+}
+
+// byShare puts the largest first, ties in the order of pods.
+func byShare(a, b Share) int {
+	switch {
+	case a.NS > b.NS:
+		return -1
+	case a.NS < b.NS:
+		return 1
+	}
+	return a.Pod - b.Pod
 }
 
 // explain finds the reason for the waits, and who is to blame, from shares and side signals. Causes that excuse everybody come

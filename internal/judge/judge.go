@@ -15,9 +15,14 @@ type State struct {
 	podAt  map[uint32]int    // PodID -> index into Pods
 	steal  sums              // node: stolen, total CPU time
 
+	baselines map[string]*baseline // by Workload
+	uses      uint64               // of baselines, to know the oldest
+	traffic   traffic
+
 	verdicts []Verdict // reused
 	shares   []Share   // backs the verdicts' shares; reused
 	findings []Finding // reused
+	scratch  [binSamples]uint32
 }
 
 // track is one online container's windows.
@@ -27,6 +32,8 @@ type track struct {
 	quota  sums // throttled periods, periods
 	memory sums // stalled µs, µs
 	io     sums
+	cpi    cpiTrack
+	base   *baseline
 	levels [axes]standing
 }
 
@@ -68,6 +75,7 @@ func (s *State) Step(v *View) ([]Verdict, []Finding) {
 		total := uint64(n.Span) * uint64(len(v.Node.Topology.CPUs))
 		s.steal.add(n.At, n.Span, w, pair{n.StealNS, total})
 	}
+	s.survey(v)
 	for i, t := range s.tracks {
 		if t == nil {
 			continue
@@ -133,6 +141,11 @@ func (s *State) sync(v *View) {
 			}
 			t.sample = i
 			t.waits.follow(s.podAt)
+			t.cpi.follow(s.podAt)
+			if t.base == nil {
+				p := &v.Pods[v.Containers[i].Pod]
+				t.base = s.baselineOf(Workload(p, p.Containers[v.Containers[i].Container].Name))
+			}
 		}
 		s.tracks = append(s.tracks, t)
 	}
@@ -165,14 +178,16 @@ func (s *State) judge(v *View, i int, t *track) {
 	if o.CPUWaitP99 > 0 {
 		s.append(v, i, t, s.cpu(v, i, t))
 	}
-	if !v.Node.Caps.GroupPSI {
-		return
+	if v.Node.Caps.GroupPSI {
+		if o.MemoryStallPercent > 0 {
+			s.append(v, i, t, stall(v, Memory, c.PSI.At, &t.memory, o.MemoryStallPercent))
+		}
+		if o.IOStallPercent > 0 {
+			s.append(v, i, t, stall(v, IO, c.PSI.At, &t.io, o.IOStallPercent))
+		}
 	}
-	if o.MemoryStallPercent > 0 {
-		s.append(v, i, t, stall(v, Memory, c.PSI.At, &t.memory, o.MemoryStallPercent))
-	}
-	if o.IOStallPercent > 0 {
-		s.append(v, i, t, stall(v, IO, c.PSI.At, &t.io, o.IOStallPercent))
+	if v.Node.Caps.Perf && o.CPIRisePercent > 0 {
+		s.judgeCPI(v, i, t)
 	}
 }
 

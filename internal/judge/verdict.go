@@ -22,8 +22,8 @@ const (
 	CPU Axis = iota
 	Memory
 	IO
-	Cache     // not judged yet
-	Bandwidth // not judged yet
+	Cache
+	Bandwidth
 	axes
 )
 
@@ -80,11 +80,13 @@ const (
 	FewSamples                  // too few waits for a percentile to mean anything
 	Stale                       // the signal is too old
 	Unmeasured                  // there is no signal
+	Learning                    // what is normal for this workload is not known yet
+	OwnPhase                    // nobody else does more than while it was well: its own program has changed what it does
 	reasons
 )
 
 var reasonNames = [reasons]string{"", "contention", "own-queue", "self-throttled", "steal", "kernel", "system", "idle-wakeup",
-	"scattered", "unexplained", "pressure", "few-samples", "stale", "unmeasured"}
+	"scattered", "unexplained", "pressure", "few-samples", "stale", "unmeasured", "learning", "own-phase"}
 
 func (r Reason) String() string {
 	if r < reasons {
@@ -99,7 +101,7 @@ func (r Reason) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
 // SelfInflicted reports whether r is something that no other pod on the node can have caused, so that holding back or giving
 // back others makes no difference.
 func (r Reason) SelfInflicted() bool {
-	return r == OwnQueue || r == SelfThrottled || r == Steal || r == IdleWakeup
+	return r == OwnQueue || r == SelfThrottled || r == Steal || r == IdleWakeup || r == OwnPhase
 }
 
 // Part is a kind of time that a wait is made of, apart from other pods.
@@ -126,12 +128,13 @@ func (p Part) String() string {
 	return fmt.Sprintf("part(%d)", uint8(p))
 }
 
-// Share is one other pod's part of a victim's wait.
+// Share is one other pod's part of a victim's trouble: of its wait, or on the cache and bandwidth axes of the score of suspects.
 type Share struct {
 	Pod      int          // index into Snapshot.Pods
 	Class    policy.Class // of that pod; only offline pods are ever acted upon
-	NS       uint64       // of the window's attributed wait
-	Permille int          // of the window's attributed wait
+	NS       uint64       // CPU: of the window's attributed wait
+	MBps     uint64       // cache, bandwidth: what the pod moves in the victim's domains now, MB/s
+	Permille int          // of the whole
 }
 
 // Evidence is what a verdict rests on.
@@ -151,8 +154,25 @@ type Evidence struct {
 	AttributedNS uint64
 	// Parts is what did not go to other pods, in thousandths of AttributedNS, by Part.
 	Parts [Parts]int
+	// CPI is what the cache and bandwidth axes rest on.
+	CPI CPIEvidence
 	// Shares is other pods in descending order, ties in the order of Snapshot.Pods. Filled for watch and violated only.
 	Shares []Share
+}
+
+// CPIEvidence is a container's hardware counters over the window beside what is normal for it. CPI and MPKI are in thousandths.
+type CPIEvidence struct {
+	CPI, CPIBaseline, CPIFence    uint64
+	MPKI, MPKIBaseline, MPKIFence uint64
+	MilliCPU                      uint64 // the container's use, thousandths of a CPU
+	Bin                           int    // of that use; see Bin
+	BaselineSamples               int    // windows that the baseline rests on
+	RunningPercent                int    // how much of the time the counters had hardware; see signal.PerfSample
+	OccupancyBytes                uint64 // L3 that the container's pod holds; 0: not known
+	OccupancyBaseline             uint64 // and held while it was well; 0: not known
+	DomainMBps                    uint64 // what all pods together move in the pod's domains
+	DomainBaseline                uint64 // and moved while it was well; 0: not known
+	BusPercent                    int    // DomainMBps of what the domains can move, as far as that is known
 }
 
 // Verdict is one container's state on one axis.

@@ -63,11 +63,11 @@ func Share(dst []float64, free float64, claims []Claim) []float64 {
 		// The most by which all open claims can still grow together.
 		step, open := math.Inf(1), 0
 		for i, c := range claims {
-			if fixed[i] {
-				continue
+			if !fixed[i] {
+				open++
+				step = min(step, c.want()-dst[i])
 			}
-			open++
-			step = min(step, c.want()-dst[i])
+			// Masks of claims that have what they want bound those inside them as well.
 			used, sharers := 0.0, 0
 			for j, o := range claims { // all that fit into this claim's mask
 				if o.CPUs <= c.CPUs {
@@ -77,7 +77,9 @@ func Share(dst []float64, free float64, claims []Claim) []float64 {
 					}
 				}
 			}
-			step = min(step, max(0, free*float64(c.CPUs)-used)/float64(sharers))
+			if sharers > 0 {
+				step = min(step, max(0, free*float64(c.CPUs)-used)/float64(sharers))
+			}
 		}
 		if open == 0 {
 			return dst

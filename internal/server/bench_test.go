@@ -23,7 +23,7 @@ func BenchmarkScrape(b *testing.B) {
 		}
 		m.Containers = append(m.Containers, row)
 	}
-	s, err := New(Options{Provider: &fakeProvider{metrics: m}, Decisions: &fakeDecisions{}, Instruments: &Instruments{}, Log: discard()})
+	s, err := New(Options{Provider: &fakeProvider{metrics: m}, Decisions: &fakeDecisions{}, Page: http.NotFoundHandler(), Instruments: &Instruments{}, Log: discard()})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -63,6 +64,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	e.value(c.snapshotSuccess, 1)
 	c.collectContainers(e, m)
+	c.collectRDT(e, m)
 	c.collectBlame(e, m)
 	c.collectVerdicts(e, m)
 	c.collectPods(e, m)
@@ -120,6 +122,7 @@ func (c *collector) collectContainers(e emitter, m *Metrics) {
 		if mem := row.Memory; mem != nil {
 			e.value(c.workingSet, float64(mem.WorkingSetBytes), labels...)
 		}
+		c.collectCounters(e, &key, &row)
 	}
 	for _, s := range SignalNames() {
 		e.value(c.stale, float64(m.Stale[s]), s)
@@ -144,6 +147,7 @@ func addContainers(a, b ContainerMetrics) ContainerMetrics {
 	if a.Memory != nil && b.Memory != nil {
 		a.Memory = &MemoryLevels{WorkingSetBytes: a.Memory.WorkingSetBytes + b.Memory.WorkingSetBytes}
 	}
+	a.Counters, a.CPI = a.Counters.add(b.Counters), cmp.Or(a.CPI, b.CPI)
 	a.Wait, a.CPU, a.Memory = cmp.Or(a.Wait, b.Wait), cmp.Or(a.CPU, b.CPU), cmp.Or(a.Memory, b.Memory)
 	return a
 }
@@ -271,6 +275,8 @@ func (c *collector) collectKernelSide(e emitter, m *Metrics) {
 	}
 	e.value(c.unmeasured, float64(m.Lost.Unmeasured))
 }
+
+func number(n int) string { return strconv.Itoa(n) }
 
 // emitter sends const metrics in base units.
 type emitter struct {

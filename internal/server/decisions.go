@@ -42,15 +42,10 @@ func (s *Server) decisions(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if wait > 0 {
+		// The bound on reading a request would end the wait with it.
+		_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 		ctx, cancel := context.WithTimeout(r.Context(), wait)
 		defer cancel()
-		go func() {
-			select {
-			case <-s.stopped:
-				cancel()
-			case <-ctx.Done():
-			}
-		}()
 		s.diary.Wait(ctx, q.After)
 	}
 	entries, last, err := s.diary.Select(q)

@@ -2,6 +2,7 @@ package server
 
 import (
 	"encoding/json"
+	"net/http"
 	"net/http/httptest"
 	"testing"
 	"time"
@@ -13,7 +14,7 @@ import (
 
 func TestDecisions(t *testing.T) {
 	d := &fakeDecisions{entries: []decisionlog.Entry{{ID: 1, Kind: "write"}}}
-	s, err := New(Options{Provider: fixture(), Decisions: d, Instruments: &Instruments{}, Log: discard()})
+	s, err := New(Options{Provider: fixture(), Decisions: d, Page: http.NotFoundHandler(), Instruments: &Instruments{}, Log: discard()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,7 +37,7 @@ func TestDecisions(t *testing.T) {
 // Who follows the log must not hold up the end of the agent.
 func TestFollowersEndWithTheServer(t *testing.T) {
 	d := &fakeDecisions{waited: make(chan struct{})}
-	s, err := New(Options{Provider: fixture(), Decisions: d, Instruments: &Instruments{}, Log: discard()})
+	s, err := New(Options{Provider: fixture(), Decisions: d, Page: http.NotFoundHandler(), Instruments: &Instruments{}, Log: discard()})
 	if err != nil {
 		t.Fatal(err)
 	}

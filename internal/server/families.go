@@ -43,6 +43,7 @@ type families struct {
 	bpfRunSeconds, bpfRuns                                 *family
 	lost, unmeasured, readErrors                           *family
 	tick, overruns, events, reaction, realtime, demotions  *family
+	rdt                                                    rdtFamilies
 	decisionsLost                                          *family
 	recordSteps, recordDropped, recordBytes                *family
 	recordFailures, recordDisk                             *family
@@ -87,6 +88,8 @@ func newFamilies() *families {
 	f.readErrors = f.add(counter, "read_errors_total",
 		"Reads of kernel files that failed although the group was there.",
 		"1 per signal", "signal")
+
+	f.addRDT()
 
 	f.section = "Pods"
 	f.pods = f.add(gauge, "pods",

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"testing"
@@ -76,7 +77,7 @@ var errHung = errors.New("no answer")
 
 func newTestServer(t *testing.T, p Provider, i *Instruments) *Server {
 	t.Helper()
-	s, err := New(Options{Provider: p, Decisions: &fakeDecisions{}, Instruments: i, Version: "v1.2.3", Log: discard()})
+	s, err := New(Options{Provider: p, Decisions: &fakeDecisions{}, Page: http.NotFoundHandler(), Instruments: i, Version: "v1.2.3", Log: discard()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,10 +105,12 @@ func fixture() *fakeProvider {
 	metrics := &Metrics{
 		Containers: []ContainerMetrics{
 			{Namespace: "shop", Pod: "web", Container: "nginx", Class: policy.Online, Wait: web,
-				CPU: &CPUTotals{UsageNS: 2_500_000_000, ThrottledNS: 1_000_000}, Memory: &MemoryLevels{WorkingSetBytes: 64 << 20}},
+				CPU: &CPUTotals{UsageNS: 2_500_000_000, ThrottledNS: 1_000_000}, Memory: &MemoryLevels{WorkingSetBytes: 64 << 20},
+				Counters: &CounterTotals{Cycles: 3_000_000, Instructions: 1_000_000, LLCRefs: 40_000, LLCMisses: 9_000},
+				CPI:      &CPILevels{CPI: 3, CPIBaseline: 0.64, CPIFence: 0.704, MPKI: 9, MPKIBaseline: 0.5, MPKIFence: 0.625}},
 			// The old and the new instance of one container while it restarts.
-			{Namespace: "batch", Pod: "spark", Container: "exec", Class: policy.Offline, Wait: waits(5_000_000), CPU: &CPUTotals{UsageNS: 1e9}},
-			{Namespace: "batch", Pod: "spark", Container: "exec", Class: policy.Offline, Wait: waits(5_000_000, 9_000_000), CPU: &CPUTotals{UsageNS: 2e9}},
+			{Namespace: "batch", Pod: "spark", Container: "exec", Class: policy.Offline, Wait: waits(5_000_000), CPU: &CPUTotals{UsageNS: 1e9}, Counters: &CounterTotals{1, 2, 3, 4}},
+			{Namespace: "batch", Pod: "spark", Container: "exec", Class: policy.Offline, Wait: waits(5_000_000, 9_000_000), CPU: &CPUTotals{UsageNS: 2e9}, Counters: &CounterTotals{10, 20, 30, 40}, CPI: &CPILevels{CPI: 1}},
 			{Namespace: "misc", Pod: "other", Container: "x", Class: policy.Unclassified, Wait: waits(1)},
 		},
 		Blame: []BlameMetrics{
@@ -130,10 +133,15 @@ func fixture() *fakeProvider {
 		Programs:     []ProgramMetrics{{Name: "sched_switch", RunNS: 65_000_000, Runs: 1_000_000}},
 		Lost:         Lost{Events: 1, ShortWalks: 3},
 		ReadErrors:   map[string]uint64{"memory": 2},
-		Policy:       PolicyMetrics{Name: "default", ID: "sha256:0123abcd", Mode: policy.Enforce, ReloadOK: true, Loaded: noon, Reloads: 2, Refusals: 1},
-		Source:       SourceMetrics{Connected: true, LastSuccess: noon.Add(1500 * time.Millisecond), Failures: 4},
 		Recording:    RecordingMetrics{Steps: 900, Dropped: 3, Bytes: 70000, Failures: 1, DiskBytes: 65536},
-		Loop:         LoopMetrics{Realtime: true, DecisionsDropped: 2, DecisionsUnsaved: 5},
+		PodRDT: []PodRDTMetrics{
+			{Namespace: "shop", Pod: "web", Class: policy.Online, Monitored: true, OccupancyBytes: 2 << 20, Bytes: 1e9, Local: 9e8},
+			{Namespace: "batch", Pod: "spark", Class: policy.Offline, Monitored: true, OccupancyBytes: 18 << 20, Bytes: 9e9, Local: 9e9, Ways: 2, MB: 50},
+		},
+		Domains: []DomainMetrics{{0, 11e9}, {1, 0}}, PerfUncounted: 1, PerfExtrapolated: 2,
+		Policy: PolicyMetrics{Name: "default", ID: "sha256:0123abcd", Mode: policy.Enforce, ReloadOK: true, Loaded: noon, Reloads: 2, Refusals: 1},
+		Source: SourceMetrics{Connected: true, LastSuccess: noon.Add(1500 * time.Millisecond), Failures: 4},
+		Loop:   LoopMetrics{Realtime: true, DecisionsDropped: 2, DecisionsUnsaved: 5},
 	}
 	state := &State{
 		At: noon,
@@ -154,11 +162,12 @@ func fixture() *fakeProvider {
 					Memory:   &Memory{AgeSeconds: 0.95, CurrentBytes: 80 << 20, WorkingSetBytes: 64 << 20},
 					Pressure: &Pressure{AgeSeconds: 0.95, SpanSeconds: 1, CPUSomeRatio: 0.4},
 				}}}},
-			{Namespace: "batch", Name: "spark", UID: "u2", Class: "offline", ClassRule: "preset qos-agent", Cgroup: "/kubepods/burstable/podu2"},
+			{Namespace: "batch", Name: "spark", UID: "u2", Class: "offline", ClassRule: "preset qos-agent", Cgroup: "/kubepods/burstable/podu2",
+				Limits: &Limits{Ways: 2}},
 		},
 		Verdicts: []Verdict{{Namespace: "shop", Pod: "web", Container: "nginx", Axis: "cpu", Level: "violated", SinceSeconds: 2.5,
 			Reason: "contention", Evidence: Evidence{Samples: 5000, WindowSeconds: 1, P99Seconds: 0.0151, ObjectiveSeconds: 0.005, AttributedSeconds: 3.2},
-			Blame:    []Blame{{Party{"batch", "spark", "exec"}, 0.9, 2.9}, {Party{Name: CulpritKernel}, 0.1, 0.3}},
+			Blame:    []Blame{{Culprit: Party{"batch", "spark", "exec"}, Ratio: 0.9, Seconds: 2.9}, {Culprit: Party{Name: CulpritKernel}, Ratio: 0.1, Seconds: 0.3}},
 			Culprits: []Party{{"batch", "spark", "exec"}}}},
 		Knobs: []HeldKnob{{Cgroup: "/kubepods/burstable/podu2", Knob: "cpu.idle", Original: "0", Current: "1", Owner: "cpu", Rule: "posture", Pod: "batch/spark", Since: noon}},
 		Notes: []decisionlog.Entry{{ID: 7, At: noon, Seq: 36000, Kind: "write", Owner: "cpu", Pod: "batch/spark", Victim: "shop/web", Cgroup: "/kubepods/burstable/podu2", Knob: "cpuset.cpus",

@@ -28,7 +28,12 @@ type Metrics struct {
 	Lost         Lost
 	ReadErrors   map[string]uint64 // failed reads of kernel files, by signal; see SignalNames
 
-	Policy PolicyMetrics
+	Policy           PolicyMetrics
+	PodRDT           []PodRDTMetrics
+	Domains          []DomainMetrics
+	PerfUncounted    int // containers without hardware counters for want of descriptors
+	PerfExtrapolated int // containers whose counters ran less than half of the time
+
 	Source SourceMetrics
 	Loop   LoopMetrics
 
@@ -44,6 +49,9 @@ type ContainerMetrics struct {
 	Wait   *WaitTotals
 	CPU    *CPUTotals
 	Memory *MemoryLevels
+
+	Counters *CounterTotals
+	CPI      *CPILevels // online containers only
 }
 
 // WaitTotals is run-queue wait.
@@ -145,4 +153,4 @@ type RecordingMetrics struct {
 }
 
 // SignalNames are the kinds of measurement that can fail or grow stale; each has a series from the start.
-func SignalNames() []string { return []string{"wait", "cpu", "memory", "psi", "node"} }
+func SignalNames() []string { return []string{"wait", "cpu", "memory", "psi", "node", "perf", "rdt"} }

@@ -36,6 +36,7 @@ const (
 type Options struct {
 	Provider    Provider
 	Decisions   Decisions
+	Page        http.Handler // what is served besides, at "/"
 	Instruments *Instruments
 	Version     string
 	Log         *slog.Logger
@@ -82,8 +83,8 @@ func New(o Options) (*Server, error) {
 	both("/readyz", http.HandlerFunc(s.readyz))
 	open.HandleFunc("/{$}", indexOpen)
 	all.Handle("/api/v1/state", atMost(maxStates, http.HandlerFunc(s.state)))
-	all.Handle("/api/v1/decisions", atMost(maxFollowers, http.HandlerFunc(s.decisions)))
-	all.HandleFunc("/{$}", indexAll)
+	all.Handle("/api/v1/decisions", atMost(maxFollowers, s.untilStop(http.HandlerFunc(s.decisions))))
+	all.Handle("/", s.untilStop(o.Page))
 	s.open, s.all = readOnly(open), readOnly(all)
 	return s, nil
 }
@@ -198,16 +199,20 @@ The page and the state API are not served here: see --api-listen.
 `)
 }
 
-func indexAll(w http.ResponseWriter, _ *http.Request) {
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	_, _ = io.WriteString(w, `qos-agent
-
-/metrics           Prometheus metrics
-/healthz           is the loop alive
-/readyz            is everything in order, and if not, why (?format=json)
-/api/v1/state      node, policy, pods, signals, verdicts with blame, knobs held, recent decisions (JSON)
-/api/v1/decisions  the decision log (JSON)
-`)
+// untilStop ends the context of a request that may last when the server is to stop: such a request would hold that up.
+func (s *Server) untilStop(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithCancel(r.Context())
+		defer cancel()
+		go func() {
+			select {
+			case <-s.stopped:
+				cancel()
+			case <-ctx.Done():
+			}
+		}()
+		next.ServeHTTP(w, r.WithContext(ctx))
+	})
 }
 
 func writeJSON(w http.ResponseWriter, status int, v any) {

@@ -67,7 +67,6 @@ func TestRoutes(t *testing.T) {
 		status int
 		body   string
 	}{
-		{"index", with(alive), "/", 200, "/metrics"},
 		{"nothing there", with(alive), "/nothing", 404, ""},
 		{"alive", with(alive), "/healthz", 200, "ok: last tick 50ms ago, bound 5s\n"},
 		{"stuck", with(stuck), "/healthz", 503, "stuck: last tick 6s ago, bound 5s\n"},
@@ -189,7 +188,7 @@ func TestServeLetsRequestsFinish(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := &slowProvider{inside: make(chan struct{}), release: make(chan struct{})}
-	s, err := New(Options{Provider: p, Decisions: &fakeDecisions{}, Instruments: &Instruments{}, Log: discard()})
+	s, err := New(Options{Provider: p, Decisions: &fakeDecisions{}, Page: http.NotFoundHandler(), Instruments: &Instruments{}, Log: discard()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -58,6 +58,7 @@ type Node struct {
 	CPUs         []CPU              `json:"cpus"`
 	Capabilities []capability.Probe `json:"capabilities"`
 	Signals      NodeSignals        `json:"signals"`
+	RDT          *NodeRDT           `json:"rdt,omitempty"` // absent where cache and memory bandwidth are neither controlled nor monitored
 }
 
 // CPU is one logical CPU: its physical core, NUMA node and last-level cache, the first and last named by their lowest CPU.
@@ -124,6 +125,7 @@ type Pod struct {
 	ClassRule  string      `json:"classRule"` // the rule or preset that gave the class; "" if nothing matched
 	Cgroup     string      `json:"cgroup"`
 	Containers []Container `json:"containers"`
+	Limits     *Limits     `json:"limits,omitempty"`
 }
 
 // Container is a running container.
@@ -141,6 +143,27 @@ type Signals struct {
 	CPU      *CPUUse   `json:"cpu,omitempty"`
 	Memory   *Memory   `json:"memory,omitempty"`
 	Pressure *Pressure `json:"pressure,omitempty"`
+	Perf     *Perf     `json:"perf,omitempty"`
+	RDT      *RDT      `json:"rdt,omitempty"` // of the whole pod, at its first container
+}
+
+// Perf is what hardware counters say of a container's use of the CPU. CPI and MPKI are 0 when it ran no instruction.
+type Perf struct {
+	AgeSeconds   float64 `json:"ageSeconds"`
+	SpanSeconds  float64 `json:"spanSeconds"`
+	CPI          float64 `json:"cpi"`          // cycles per instruction
+	MPKI         float64 `json:"mpki"`         // LLC misses per thousand instructions
+	RunningRatio float64 `json:"runningRatio"` // of the span in which the counters had hardware to count with, 0 to 1
+}
+
+// RDT is a pod's use of the last-level cache and of memory bandwidth, from resctrl.
+type RDT struct {
+	AgeSeconds              float64     `json:"ageSeconds"`
+	State                   string      `json:"state"` // ok, unavailable, unassigned, error; with any but ok the figures are of the domains that could be read
+	OccupancyBytes          uint64      `json:"occupancyBytes"`
+	BandwidthBytesPerSecond float64     `json:"bandwidthBytesPerSecond"`
+	LocalBytesPerSecond     float64     `json:"localBytesPerSecond"` // to memory of the same socket
+	Domains                 []RDTDomain `json:"domains"`
 }
 
 // Wait is run-queue wait over the judge's window.
@@ -189,7 +212,7 @@ type Verdict struct {
 	Namespace string `json:"namespace"`
 	Pod       string `json:"pod"`
 	Container string `json:"container"`
-	Axis      string `json:"axis"`  // cpu, memory, io
+	Axis      string `json:"axis"`  // cpu, memory, io, cache, bandwidth
 	Level     string `json:"level"` // ok, watch, violated, unknown
 	// SinceSeconds is how long the container has been at this level.
 	SinceSeconds float64  `json:"sinceSeconds"`
@@ -211,6 +234,8 @@ type Evidence struct {
 	ThrottledRatio      float64 `json:"throttledRatio,omitempty"`    // of the quota periods
 	StealRatio          float64 `json:"stealRatio,omitempty"`        // of the node's CPU time
 	AttributedSeconds   float64 `json:"attributedSeconds,omitempty"` // the waits that blame is about
+
+	CPI *CPIEvidence `json:"cpi,omitempty"` // cache and bandwidth only
 }
 
 // Blame is the part of a victim's wait that somebody caused.
@@ -218,6 +243,9 @@ type Blame struct {
 	Culprit Party   `json:"culprit"`
 	Ratio   float64 `json:"ratio"` // of the victim's attributed wait, 0 to 1
 	Seconds float64 `json:"seconds"`
+	// BytesPerSecond is what the culprit moves in the victim's memory domains; on the axes cache and bandwidth, where Ratio is its part
+	// of the score of all suspects.
+	BytesPerSecond float64 `json:"bytesPerSecond,omitempty"`
 }
 
 // Party is who ran while a victim waited: a container of a pod, or with only Name set one of the pseudo culprits (see

@@ -10,6 +10,7 @@ type PerfSample struct {
 	Instructions uint64 // retired
 	LLCRefs      uint64 // last-level cache references
 	LLCMisses    uint64 // last-level cache misses
+	BusyNS       uint64 // CPU time of the group, summed over CPUs, in which the counters were wanted, ns
 	// RunningPercent is the part of the time in which the counters had hardware to count with, 0 to 100. Below 50 the
 	// counts above are more extrapolated than counted; at 0 nothing was counted and they are zero.
 	RunningPercent uint8

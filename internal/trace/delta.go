@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/bits"
 	"reflect"
 	"strings"
 	"unsafe"
@@ -27,6 +28,8 @@ type part struct {
 	leaves []leaf
 	at     int // index of the leaf At, the time of a reading, which is mostly now; -1: none
 	span   int // index of the leaf Span, which mostly reaches back to the reading before; -1: none
+	// foretold has the bits of both.
+	foretold uint64
 }
 
 // leaf is a scalar, or something that is written as a whole.
@@ -98,6 +101,12 @@ func (p *part) predict() {
 			p.at = i
 		case l.name == "Span" && p.at >= 0:
 			p.span = i
+		}
+	}
+	p.foretold = 0
+	for _, i := range [...]int{p.at, p.span} {
+		if i >= 0 {
+			p.foretold |= 1 << i
 		}
 	}
 }
@@ -218,13 +227,15 @@ var errRange = errors.New("a value does not fit where it belongs")
 // decode reads what append has written. p holds the value before.
 func (p *part) decode(s *source, at unsafe.Pointer, now uint64) {
 	mask := s.ctl.Uvarint()
+	if mask>>len(p.leaves) != 0 {
+		s.ctl.Fail(errors.New("a value that the schema does not know has changed"))
+		return
+	}
 	var wasAt uint64
-	for i := range p.leaves {
+	for todo := mask | p.foretold; todo != 0; todo &= todo - 1 {
+		i := bits.TrailingZeros64(todo)
 		l := &p.leaves[i]
-		special := i == p.at || i == p.span
-		if mask>>i&1 == 0 && !special {
-			continue
-		}
+		special := p.foretold>>i&1 != 0
 		to := unsafe.Add(at, l.offset)
 		if !l.scalar {
 			if err := l.d.Decode(&s.rare, to); err != nil {
@@ -256,9 +267,6 @@ func (p *part) decode(s *source, at unsafe.Pointer, now uint64) {
 		if l.t != nil && !l.t.Store(to, v) {
 			s.val.Fail(errRange)
 		}
-	}
-	if mask>>len(p.leaves) != 0 {
-		s.ctl.Fail(errors.New("a value that the schema does not know has changed"))
 	}
 }
 

@@ -3,14 +3,9 @@ package trace
 import (
 	"encoding/binary"
 	"hash/crc32"
-
-	"github.com/qos-agent/qos-agent/internal/signal"
-	"github.com/qos-agent/qos-agent/internal/wire"
 )
 
 // fixPreamble makes the checksum of a file's first bytes right again.
 func fixPreamble(b []byte) {
 	binary.LittleEndian.PutUint32(b[12:], crc32.Checksum(b[:12], castagnoli))
 }
-
-func newNodeType() *wire.Type { return wire.MustCompile[signal.Node]() }

@@ -28,11 +28,11 @@ const (
 
 // Bounds of what a reader believes.
 const (
-	maxPayload    = 32 << 20 // bytes of a frame on disk
-	maxRaw        = 32 << 20 // bytes of a frame's streams, decompressed
-	maxState      = 256 << 20
-	maxMemory     = 512 << 20 // bytes that a frame may take in memory
+	maxPayload    = 32 << 20  // bytes of a frame on disk
+	maxRaw        = 16 << 20  // bytes of a stream or a checkpoint, decompressed
+	maxMemory     = 256 << 20 // bytes that the rare things of a frame may take in memory
 	maxContainers = 1 << 16
+	maxEvents     = 1 << 16 // of a step
 	maxPods       = 1 << 16
 	maxPolicies   = 4096
 )

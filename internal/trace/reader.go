@@ -111,7 +111,7 @@ func Open(file string) (*Reader, error) {
 
 // NewReader reads size bytes of in; name is for messages.
 func NewReader(name string, in io.ReaderAt, size int64) (*Reader, error) {
-	z, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxState), zstd.WithDecodeAllCapLimit(true))
+	z, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxRaw), zstd.WithDecodeAllCapLimit(true))
 	if err != nil {
 		return nil, fmt.Errorf("trace: %w", err)
 	}
@@ -712,7 +712,7 @@ func (r *Reader) podList() error {
 
 func (r *Reader) readEvents(now time.Duration) {
 	n := r.s.rare.Uvarint()
-	if n > uint64(r.s.ctl.Left()) { // each has a byte there
+	if n > min(maxEvents, uint64(r.s.ctl.Left())) { // each has a byte there
 		r.s.ctl.Fail(wire.ErrShort)
 		return
 	}
@@ -876,8 +876,12 @@ func (r *Reader) readBuckets(w *signal.WaitSample) error {
 	n := hist.Count(1)
 	next := hist.Uvarint()
 	from := len(r.buckets)
+	if cap(r.buckets)-from < n {
+		r.buckets = append(make([]signal.Bucket, 0, max(2*cap(r.buckets), from+n)), r.buckets...)
+	}
+	out := r.buckets[from : from+n]
 	sum := uint64(0)
-	for range n {
+	for i := range out {
 		code := hist.Byte()
 		gap, count := uint64(code>>4), uint64(code&15)
 		if gap == 15 {
@@ -890,11 +894,12 @@ func (r *Reader) readBuckets(w *signal.WaitSample) error {
 		if next > 1<<16-1 || count >= 1<<32-1 {
 			return errRange
 		}
-		r.buckets = append(r.buckets, signal.Bucket{Index: uint16(next), Count: uint32(count + 1)})
+		out[i] = signal.Bucket{Index: uint16(next), Count: uint32(count + 1)}
 		sum += count + 1
 		next++
 	}
-	w.Buckets = r.buckets[from:len(r.buckets):len(r.buckets)]
+	r.buckets = r.buckets[:from+n]
+	w.Buckets = out[:n:n]
 	w.Count = sum
 	return nil
 }

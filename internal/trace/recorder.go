@@ -69,6 +69,7 @@ type Recorder struct {
 	hasState bool
 	seen     time.Duration // Now of the last step
 	node     *wire.Type
+	event    *wire.Type
 
 	wantState atomic.Bool // by the writer: a new file is to begin
 
@@ -96,6 +97,7 @@ type capture struct {
 	snap     signal.Snapshot
 	node     signal.Node
 	cont     []signal.ContainerSample
+	events   []signal.WaitEvent
 	decision decide.Decision
 	state    []byte
 	hasState bool
@@ -142,7 +144,7 @@ func NewRecorder(o RecorderOptions) (*Recorder, error) {
 	var id [4]byte
 	_, _ = rand.Read(id[:]) // never fails
 	r.run = hex.EncodeToString(id[:])
-	r.node = wire.MustCompile[signal.Node]()
+	r.node, r.event = wire.MustCompile[signal.Node](), wire.MustCompile[signal.WaitEvent]()
 	for range queueLen {
 		r.free <- new(capture)
 	}
@@ -267,9 +269,15 @@ func (r *Recorder) drop() {
 
 // take copies the snapshot. Pods are shared: nobody changes them.
 func (c *capture) take(r *Recorder, snap *signal.Snapshot) {
-	events := append(c.snap.Events[:0], snap.Events...)
 	c.snap = *snap
-	c.snap.Events = events
+	if n := len(snap.Events); cap(c.events) < n {
+		c.events = append(c.events[:cap(c.events)], make([]signal.WaitEvent, n-cap(c.events))...)
+	}
+	c.events = c.events[:len(snap.Events)]
+	for i := range snap.Events {
+		r.event.Copy(unsafe.Pointer(&c.events[i]), unsafe.Pointer(&snap.Events[i]))
+	}
+	c.snap.Events = c.events
 	r.node.Copy(unsafe.Pointer(&c.node), unsafe.Pointer(&snap.Node))
 	c.snap.Node = c.node
 	c.snap.Containers = nil

@@ -169,15 +169,17 @@ func decisionFields() ([]decisionField, error) {
 // Digest is a hash of each field of a decision, in the order of Digester.Fields. Equal decisions have equal digests on every machine.
 type Digest []uint64
 
-// Digester makes digests.
+// Digester makes digests. It remembers the last decision, most of which is that of the next.
 type Digester struct {
 	fields []decisionField
+	last   decide.Decision // the kept fields
+	digest Digest          // of last
 }
 
 // NewDigester makes a digester.
 func NewDigester() (*Digester, error) {
 	f, err := decisionFields()
-	return &Digester{f}, err
+	return &Digester{fields: f}, err
 }
 
 // Fields is the names of the fields of a decision that have a digest.
@@ -192,9 +194,23 @@ func (d *Digester) Fields() []string {
 // Digest makes the digest of a decision, using the memory of into.
 func (d *Digester) Digest(into Digest, of *decide.Decision) Digest {
 	into = into[:0]
+	first := len(d.digest) == 0
+	if first {
+		d.digest = make(Digest, len(d.fields))
+	}
 	for i := range d.fields {
 		f := &d.fields[i]
-		into = append(into, f.t.Hash(0, unsafe.Add(unsafe.Pointer(of), f.offset)))
+		now := unsafe.Add(unsafe.Pointer(of), f.offset)
+		if !f.kept {
+			into = append(into, f.t.Hash(0, now))
+			continue
+		}
+		// Comparing is cheaper than hashing: strings are mostly the same ones.
+		if last := unsafe.Add(unsafe.Pointer(&d.last), f.offset); first || !f.t.Equal(now, last) {
+			f.t.Copy(last, now)
+			d.digest[i] = f.t.Hash(0, now)
+		}
+		into = append(into, d.digest[i])
 	}
 	return into
 }

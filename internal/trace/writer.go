@@ -153,7 +153,9 @@ func (w *Writer) Size() int64 { return w.offset }
 
 // Checkpoint puts a checkpoint before the next step, which begins a key frame. state is copied.
 func (w *Writer) Checkpoint(state []byte) {
-	w.state, w.hasState = append(w.state[:0], state...), true
+	if len(state) <= maxRaw { // nobody would read a larger one
+		w.state, w.hasState = append(w.state[:0], state...), true
+	}
 }
 
 // Append adds a step. Nothing of it is kept. An error is for good.
@@ -323,8 +325,8 @@ func (w *Writer) step(s *Step, policyIndex uint64, key bool) error {
 	if snap.Trigger > signal.Event {
 		return fmt.Errorf("trigger %d is not known", snap.Trigger)
 	}
-	if len(snap.Containers) > maxContainers || len(snap.Pods) > maxPods {
-		return fmt.Errorf("%d containers in %d pods: too many", len(snap.Containers), len(snap.Pods))
+	if len(snap.Containers) > maxContainers || len(snap.Pods) > maxPods || len(snap.Events) > maxEvents {
+		return fmt.Errorf("%d containers in %d pods with %d events: too many", len(snap.Containers), len(snap.Pods), len(snap.Events))
 	}
 	event := snap.Trigger == signal.Event
 	flags := uint64(0)

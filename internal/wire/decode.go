@@ -31,8 +31,8 @@ type field struct {
 	d      *Decoder
 }
 
-// maxDepth bounds how deep values may be nested by way of pointers.
-const maxDepth = 500
+// maxDepth bounds how deep values may be nested.
+const maxDepth = 1000
 
 // Bind makes a decoder of t for what was written with a schema.
 func (t *Type) Bind(schema string) (*Decoder, error) {
@@ -120,6 +120,9 @@ func (b *binder) bind(t *Type, path string, above []*Decoder) (*Decoder, error) 
 		}
 		if d.kind == kArray {
 			d.least = d.n * d.elem.least
+			if d.least > 1<<24 {
+				return nil, errors.New("schema: an array is too large")
+			}
 		}
 		return d, nil
 	case '*', '<':
@@ -152,7 +155,13 @@ func (b *binder) bind(t *Type, path string, above []*Decoder) (*Decoder, error) 
 		if up < 1 || up >= len(above) {
 			return nil, errors.New("schema: a reference leads nowhere")
 		}
-		return above[len(above)-1-up], nil
+		to := len(above) - 1 - up
+		for _, between := range above[to : len(above)-1] {
+			if k := between.kind; k == kPtr || k == kSlice || k == kMap {
+				return above[to], nil
+			}
+		}
+		return nil, errors.New("schema: a type contains itself")
 	default:
 		return nil, fmt.Errorf("schema: %q is no type", c)
 	}
@@ -196,6 +205,9 @@ func (b *binder) bindFields(d *Decoder, t *Type, path string, above []*Decoder) 
 		}
 		d.fields = append(d.fields, field{offset, fd})
 		d.least += fd.least
+	}
+	if d.least > 1<<24 {
+		return errors.New("schema: a struct is too large")
 	}
 	if t != nil {
 		for _, f := range t.fields {
@@ -269,6 +281,15 @@ func (r *reader) decode(d *Decoder, p unsafe.Pointer) {
 	if r.err != nil {
 		return
 	}
+	if r.depth++; r.depth > maxDepth {
+		r.Fail(errors.New("values are nested too deep"))
+		return
+	}
+	r.decodeKind(d, p)
+	r.depth--
+}
+
+func (r *reader) decodeKind(d *Decoder, p unsafe.Pointer) {
 	switch d.kind {
 	case kBool, kUint:
 		r.scalar(d, p, r.Uvarint())
@@ -289,7 +310,7 @@ func (r *reader) decode(d *Decoder, p unsafe.Pointer) {
 			r.decode(f.d, unsafe.Add(p, f.offset))
 		}
 	case kArray:
-		for i := range d.n {
+		for i := 0; i < d.n && r.err == nil; i++ {
 			r.decode(d.elem, d.at(p, i))
 		}
 	case kSlice:
@@ -322,7 +343,7 @@ func (r *reader) scalar(d *Decoder, p unsafe.Pointer, v uint64) {
 func (r *reader) slice(d *Decoder, p unsafe.Pointer) {
 	n, isNil := r.count(d.elem.least)
 	if d.t == nil {
-		for range n {
+		for i := 0; i < n && r.err == nil; i++ {
 			r.decode(d.elem, nil)
 		}
 		return
@@ -346,7 +367,7 @@ func (r *reader) slice(d *Decoder, p unsafe.Pointer) {
 	default:
 		h.len = n
 	}
-	for i := range n {
+	for i := 0; i < n && r.err == nil; i++ {
 		r.decode(d.elem, d.at(h.data, i))
 	}
 }
@@ -369,10 +390,6 @@ func (r *reader) pointer(d *Decoder, p unsafe.Pointer) {
 	switch id := r.Uvarint(); {
 	case id == 0:
 	case id == 1:
-		if r.depth++; r.depth > maxDepth {
-			r.Fail(errors.New("values are nested too deep"))
-			return
-		}
 		if d.t != nil {
 			if !r.take(d.t.elem.size) {
 				return
@@ -381,7 +398,6 @@ func (r *reader) pointer(d *Decoder, p unsafe.Pointer) {
 		}
 		r.met = append(r.met, target{to, d.elem})
 		r.decode(d.elem, to)
-		r.depth--
 	case id-2 >= uint64(len(r.met)):
 		r.Fail(errors.New("a reference leads nowhere"))
 		return
@@ -401,7 +417,7 @@ func (r *reader) pointer(d *Decoder, p unsafe.Pointer) {
 func (r *reader) dict(d *Decoder, p unsafe.Pointer) {
 	n, isNil := r.count(d.key.least + d.elem.least)
 	if d.t == nil {
-		for range n {
+		for i := 0; i < n && r.err == nil; i++ {
 			r.decode(d.key, nil)
 			r.decode(d.elem, nil)
 		}

@@ -1,0 +1,726 @@
+package control
+
+import (
+	"slices"
+	"time"
+
+	"github.com/qos-agent/qos-agent/internal/judge"
+	"github.com/qos-agent/qos-agent/internal/knob"
+	"github.com/qos-agent/qos-agent/internal/policy"
+)
+
+// RDT holds offline pods back in the last-level cache and on the memory bus. It is two controllers, cache and bandwidth, with one
+// memory of who hurt whom, because only one resource of a culprit is cut at a time: whether a cut helped can only be seen if nothing
+// else was done. The zero value is ready.
+//
+// A verdict names the resource, so that is tried first. If the victim is not better off for it, the cut is taken back and the next
+// resource is tried, as in PARTIES (Chen et al., ASPLOS 2019), whose wheel begins anywhere since it has no signal that names one.
+// The order is cache, bandwidth, cores: a stream that loses ways loses nothing itself, while the other two cost it speed. Cores are the
+// CPU controller's to take (Heracles removes cores in the same case); it is asked to by a Plea.
+//
+// As with CPUs, cuts are immediate and returns are slow; a level that brought trouble back is remembered and left alone for a time that
+// doubles.
+type RDT struct {
+	pods  []*sharer          // by index into Pods; nil for what is not offline
+	byID  map[uint32]*sharer // by PodID
+	own   []*owner           // by index into Pods; nil for what has no part of the cache for itself
+	owns  map[uint32]*owner  // by PodID
+	names []string           // of pods, by index into Pods
+	shut  []bool             // likewise: its group is off limits
+
+	suffering time.Duration // when somebody online was last in trouble that others may have made
+	unknown   time.Duration // when somebody online was last unknown
+	blind     bool          // nothing at all is known of anybody online ...
+	blindFrom time.Duration // ... since then
+
+	notes []Note
+	pleas []Plea
+}
+
+// resource is what is cut.
+type resource uint8
+
+const (
+	ways resource = iota
+	bandwidth
+	resources
+
+	cores = resources // the CPU controller's; only ever tried, never held here
+)
+
+// Names of the two controllers as owners.
+const (
+	OwnerCache     = "cache"
+	OwnerBandwidth = "bandwidth"
+)
+
+func (r resource) owner() string { return [...]string{OwnerCache, OwnerBandwidth, OwnerBandwidth}[r] }
+
+// Plea asks the CPU controller to take cores from a pod.
+type Plea struct {
+	Pod           int    // index into Pods
+	Victim        string // "namespace/name"
+	CPI, CPIFence uint64 // the victim's, thousandths
+	Permille      int    // the pod's share of the blame
+}
+
+// sharer is what is remembered of one offline pod.
+type sharer struct {
+	pod   int
+	key   string
+	limit [resources]limit
+	pairs []sharing
+
+	named   time.Duration // when it last had a part in somebody's trouble
+	lastCut time.Duration // of any resource
+	pleaded time.Duration // when cores were last asked for
+}
+
+// limit is how far a pod is held back in one resource.
+type limit struct {
+	n            int // ways, or percent; 0: not at all
+	rule, victim string
+
+	cut        time.Duration
+	lastGrowth time.Duration
+	beforeGrow int
+	grown      bool // since the last cut
+
+	badN     int           // a level that brought trouble back
+	badWait  time.Duration // how long it is not to be tried again; 0: there is none
+	badUntil time.Duration
+}
+
+// sharing is what experience says of one pod hurting one victim in each of the resources.
+type sharing struct {
+	victim   uint32 // PodID
+	belief   int
+	failures [resources + 1]int
+	until    [resources + 1]time.Duration
+	helped   bool // what is held now is what keeps the victim well
+	trial    attempt
+}
+
+// attempt is an experiment that is under way.
+type attempt struct {
+	open      bool
+	resource  resource
+	from      int           // the limit before
+	container uint32        // ContainerID of the victim
+	cpi       uint64        // the victim's before, thousandths
+	use       uint64        // its CPU use before, thousandths of a CPU
+	due       time.Duration // when it is to be looked at
+	began     time.Duration
+	extended  int
+}
+
+// Notes is what the last step did.
+func (c *RDT) Notes() []Note { return c.notes }
+
+// Pleas is what the last step asks of the CPU controller.
+func (c *RDT) Pleas() []Plea { return c.pleas }
+
+// Limits is how far the pod at index i is held back: ways and percent of bandwidth; 0: not at all.
+func (c *RDT) Limits(i int) (nways, mb int) {
+	if i < len(c.pods) && c.pods[i] != nil {
+		p := c.pods[i]
+		return p.limit[ways].n, p.limit[bandwidth].n
+	}
+	return 0, 0
+}
+
+// Step takes one step.
+func (c *RDT) Step(in *Input) {
+	c.notes, c.pleas = c.notes[:0], c.pleas[:0]
+	if in.Changed {
+		c.sync(in)
+	}
+	if !in.tick() {
+		return
+	}
+	c.refit(in)
+	c.survey(in)
+	c.verify(in)
+	for i := range in.Verdicts {
+		c.weigh(in, &in.Verdicts[i])
+	}
+	c.protect(in)
+	c.regrow(in)
+	c.release(in)
+}
+
+// sync follows pods to their new indexes, and forgets those that are gone or no longer what they were.
+func (c *RDT) sync(in *Input) {
+	if c.byID == nil {
+		c.byID, c.owns = make(map[uint32]*sharer), make(map[uint32]*owner)
+	}
+	for _, p := range c.byID {
+		p.pod = -1
+	}
+	for _, o := range c.owns {
+		o.pod = -1
+	}
+	c.pods, c.own, c.names, c.shut = c.pods[:0], c.own[:0], c.names[:0], c.shut[:0]
+	for i, id := range in.PodID {
+		c.names = append(c.names, in.Pods[i].Key())
+		c.shut = append(c.shut, offLimits(in.Pods[i].Cgroup) != "")
+		var p *sharer
+		if in.Class[i] == policy.Offline && !c.shut[i] {
+			if p = c.byID[id]; p == nil {
+				p = &sharer{key: c.names[i], named: never, lastCut: never, pleaded: never}
+				for r := range p.limit {
+					p.limit[r].cut, p.limit[r].lastGrowth = never, never
+				}
+				c.byID[id] = p
+			}
+			p.pod = i
+			p.pairs = slices.DeleteFunc(p.pairs, func(s sharing) bool {
+				at, ok := in.Judge.PodIndex(s.victim)
+				return !ok || in.Class[at] != policy.Online
+			})
+		}
+		c.pods = append(c.pods, p)
+		o := c.owns[id]
+		if o != nil && in.Class[i] == policy.Online {
+			o.pod = i
+		} else {
+			o = nil
+		}
+		c.own = append(c.own, o)
+	}
+	for id, p := range c.byID {
+		if p.pod < 0 {
+			delete(c.byID, id)
+		}
+	}
+	for id, o := range c.owns {
+		if o.pod < 0 {
+			delete(c.owns, id)
+		}
+	}
+}
+
+// able reports whether a resource can be cut here and now.
+func (r resource) able(in *Input) bool {
+	switch r {
+	case ways:
+		return in.Spec.RDT.Cache.Enabled && in.Node.Caps.CacheAllocation && in.Node.RDT.Ways > floorWays(in)
+	case bandwidth:
+		return in.Spec.RDT.Bandwidth.Enabled && in.Node.Caps.BandwidthAllocation && floorMB(in) < fullMB
+	}
+	return false
+}
+
+// refit brings limits inside what policy and machine allow now.
+func (c *RDT) refit(in *Input) {
+	for _, p := range c.pods {
+		if p == nil {
+			continue
+		}
+		for r := range resources {
+			n := p.limit[r].n
+			if n == 0 {
+				continue
+			}
+			to := r.fit(in, n)
+			if !r.able(in) {
+				to = 0
+			}
+			if to != n {
+				c.note(in, p, r, Note{Rule: RulePolicy, Text: "policy or machine changed"}, to)
+				p.set(r, to, RulePolicy)
+			}
+		}
+	}
+}
+
+// fit is a limit inside the floor and the machine's steps; one that limits nothing is 0.
+func (r resource) fit(in *Input, n int) int {
+	if r == ways {
+		return fitWays(in, n)
+	}
+	return fitMB(in, n)
+}
+
+// survey takes in who is in trouble, who has a part in it, and whether anything is known at all.
+func (c *RDT) survey(in *Input) {
+	judged, known := 0, 0
+	for i := range in.Verdicts {
+		v := &in.Verdicts[i]
+		if v.Axis != judge.Cache && v.Axis != judge.Bandwidth {
+			continue
+		}
+		judged++
+		if v.Level == judge.Unknown {
+			if in.Now-v.Since < in.Spec.Safety.ReleaseAfter.D() {
+				c.unknown = in.Now
+			}
+			continue
+		}
+		known++
+		if v.Level == judge.OK || v.Reason.SelfInflicted() {
+			continue
+		}
+		c.suffering = in.Now
+		for k, s := range v.Shares {
+			if k >= v.Named && s.Permille < noticeable {
+				break
+			}
+			if p := c.pods[s.Pod]; p != nil {
+				p.named = in.Now
+			}
+		}
+	}
+	blind := !in.Node.Caps.Perf || judged > 0 && known == 0
+	if blind && !c.blind {
+		c.blindFrom = in.Now
+	}
+	c.blind = blind
+}
+
+// weigh cuts the culprits that a verdict names, and everybody else who is noticeable only when these have nothing left.
+func (c *RDT) weigh(in *Input, v *judge.Verdict) {
+	if v.Axis != judge.Cache && v.Axis != judge.Bandwidth || v.Level != judge.Violated {
+		return
+	}
+	if v.Reason != judge.Contention {
+		c.undo(in, v)
+		return
+	}
+	named := v.Culprits()
+	if v.Joint && offlinePermille(named) < in.Spec.Judge.CulpritPercent*10 {
+		return
+	}
+	found, spent := 0, 0
+	for _, s := range named {
+		if p := c.pods[s.Pod]; p != nil {
+			found++
+			if c.cut(in, p, v, s) == exhausted {
+				spent++
+			}
+		}
+	}
+	if found > 0 && spent == found {
+		for _, s := range v.Shares[v.Named:] {
+			if s.Permille < noticeable {
+				break
+			}
+			if p := c.pods[s.Pod]; p != nil && c.cut(in, p, v, s) != exhausted {
+				spent--
+			}
+		}
+	}
+	if v.Axis == judge.Cache && spent >= found {
+		c.deserve(in, v)
+	}
+}
+
+// undo takes back the last step up of pods whose cuts are known to have helped the victim. What an intervention has shown outweighs that
+// nobody looks suspicious: where occupancy is not measured, a stream that was given ways back moves no more than before.
+func (c *RDT) undo(in *Input, v *judge.Verdict) {
+	for _, p := range c.pods {
+		if p == nil || in.Now-p.lastCut < in.Spec.RDT.Cooldown.D() {
+			continue
+		}
+		pr := p.sharing(in.PodID[v.Pod])
+		if pr.belief <= beliefStart {
+			continue
+		}
+		for r := range resources {
+			l := &p.limit[r]
+			if l.n == 0 && !l.grown || !l.onProbation(in) {
+				continue
+			}
+			to, pause := l.beforeGrow, l.relapse(in)
+			c.note(in, p, r, Note{Rule: RuleRegrowUndo, Victim: c.names[v.Pod], CPI: v.CPI.CPI, CPIFence: v.CPI.CPIFence, Belief: pr.belief, Pause: pause}, to)
+			l.cut, l.grown, p.lastCut, p.named, l.victim = in.Now, false, in.Now, in.Now, c.names[v.Pod]
+			p.set(r, to, RuleRegrowUndo)
+		}
+	}
+}
+
+// cut takes one step with a pod, unless there is a reason not to.
+func (c *RDT) cut(in *Input, p *sharer, v *judge.Verdict, s judge.Share) outcome {
+	pr := p.sharing(in.PodID[v.Pod])
+	if in.Now-p.lastCut < in.Spec.RDT.Cooldown.D() {
+		return waiting
+	}
+	for _, r := range orderOf(v.Axis) {
+		if in.Now < pr.until[r] {
+			continue
+		}
+		if pr.trial.open && pr.trial.resource != r && r.left(in, p) {
+			return waiting // see first what the other one does
+		}
+		if r == cores {
+			return c.plead(in, p, pr, v, s)
+		}
+		to := c.down(in, p, r, v)
+		if to == 0 {
+			continue
+		}
+		rule := RuleTickCut
+		switch {
+		case p.limit[r].onProbation(in):
+			to, rule = p.limit[r].beforeGrow, RuleRegrowUndo
+		case v.Joint:
+			rule = RuleJointCut
+		}
+		pr.open(in, r, p.limit[r].n, v)
+		pause := p.limit[r].relapse(in)
+		c.note(in, p, r, Note{Rule: rule, Victim: c.names[v.Pod], CPI: v.CPI.CPI, CPIFence: v.CPI.CPIFence, Permille: s.Permille,
+			Belief: pr.belief, Pause: pause}, to)
+		p.limit[r].cut, p.limit[r].grown, p.lastCut = in.Now, false, in.Now
+		p.limit[r].victim = c.names[v.Pod]
+		p.set(r, to, rule)
+		return done
+	}
+	return exhausted
+}
+
+// orderOf is which resources are tried for a complaint, the first first. Ways do nothing for a bus that is full.
+func orderOf(axis judge.Axis) []resource {
+	if axis == judge.Cache {
+		return []resource{ways, bandwidth, cores}
+	}
+	return []resource{bandwidth, cores}
+}
+
+// left reports whether there is anything left to take from a pod in a resource.
+func (r resource) left(in *Input, p *sharer) bool {
+	if r == cores {
+		return true
+	}
+	n := p.limit[r].n
+	return r.able(in) && (n == 0 || n > r.fit(in, 1))
+}
+
+// down is the next lower limit; 0: there is none.
+func (c *RDT) down(in *Input, p *sharer, r resource, v *judge.Verdict) int {
+	if !r.able(in) {
+		return 0
+	}
+	now, to := p.limit[r].n, 0
+	if r == ways {
+		to = lowerWays(in, now, &v.CPI)
+	} else {
+		to = lowerMB(in, now)
+	}
+	if to == 0 || now != 0 && to >= now {
+		return 0
+	}
+	return to
+}
+
+// plead asks the CPU controller for a cut, at the pace at which cuts of our own are made.
+func (c *RDT) plead(in *Input, p *sharer, pr *sharing, v *judge.Verdict, s judge.Share) outcome {
+	pr.open(in, cores, 0, v)
+	p.pleaded, p.lastCut = in.Now, in.Now
+	c.pleas = append(c.pleas, Plea{Pod: p.pod, Victim: c.names[v.Pod], CPI: v.CPI.CPI, CPIFence: v.CPI.CPIFence, Permille: s.Permille})
+	return exhausted
+}
+
+// sharing finds or makes the pair of p and a victim.
+func (p *sharer) sharing(victim uint32) *sharing {
+	for i := range p.pairs {
+		if p.pairs[i].victim == victim {
+			return &p.pairs[i]
+		}
+	}
+	s := sharing{victim: victim, belief: beliefStart}
+	for r := range s.until {
+		s.until[r] = never
+	}
+	p.pairs = append(p.pairs, s)
+	return &p.pairs[len(p.pairs)-1]
+}
+
+// open begins an experiment, or lets the one under way go on from a further step.
+func (pr *sharing) open(in *Input, r resource, from int, v *judge.Verdict) {
+	if !in.Acting {
+		return
+	}
+	t := &pr.trial
+	if !t.open || t.resource != r {
+		*t = attempt{open: true, resource: r, from: from, container: in.ContainerID[v.Sample], cpi: v.CPI.CPI, use: v.CPI.MilliCPU, began: in.Now}
+	}
+	t.due = in.Now + in.Spec.RDT.Verify.After.D()
+}
+
+// verify looks at the experiments that are due.
+func (c *RDT) verify(in *Input) {
+	for _, p := range c.pods {
+		if p == nil {
+			continue
+		}
+		for i := range p.pairs {
+			pr := &p.pairs[i]
+			switch {
+			case !pr.trial.open:
+			case in.Now >= pr.trial.due:
+				c.conclude(in, p, pr)
+			case in.Now-pr.trial.began < in.Spec.RDT.Cooldown.D():
+				pr.trial.worsen(in)
+			}
+		}
+	}
+}
+
+// worsen takes in how bad it was before the cut: the window that led to it had only begun to show that, and the next ones hold little yet of
+// what came after.
+func (t *attempt) worsen(in *Input) {
+	if at, ok := in.Judge.Index(t.container); ok {
+		if now, ok := in.Judge.ReadCPI(at); ok {
+			t.cpi = max(t.cpi, now.CPI)
+		}
+	}
+}
+
+// conclude ends an experiment if there is enough to see.
+func (c *RDT) conclude(in *Input, p *sharer, pr *sharing) {
+	t, o := &pr.trial, &in.Spec.RDT.Verify
+	at, ok := in.Judge.Index(t.container)
+	if !ok {
+		t.open = false
+		return
+	}
+	now, ok := in.Judge.ReadCPI(at)
+	if !ok || now.At <= t.due-o.After.D() {
+		if in.Now-t.due >= patience*o.After.D() {
+			t.open = false // the victim does nothing, or is not seen: nothing can be said
+		}
+		return
+	}
+	// CPI above the baseline is what a cut has to bring down.
+	before, after := over(t.cpi, now.CPIBaseline), over(now.CPI, now.CPIBaseline)
+	switch {
+	case now.CPI <= now.CPIFence, after*100 <= before*uint64(100-o.ImprovePercent):
+		pr.failures[t.resource] = max(0, pr.failures[t.resource]-1)
+		pr.helped = true
+		pr.belief += (beliefMax - pr.belief + 1) / 2
+		c.note(in, p, t.resource, c.result(in, pr, Note{Rule: RuleProven, CPI: now.CPI}), p.holds(t.resource))
+		t.open = false
+	case now.MilliCPU*2 > t.use*3 && t.extended < extensions:
+		t.extended++ // it does more than it did: from here on there is a measure
+		t.cpi, t.use, t.due = now.CPI, now.MilliCPU, in.Now+o.After.D()
+	default:
+		c.refute(in, p, pr, now.CPI)
+	}
+}
+
+func over(cpi, baseline uint64) uint64 { return cpi - min(cpi, baseline) }
+
+// refute ends an experiment that did not help: the cut is taken back, unless another victim has one open or lives by it.
+func (c *RDT) refute(in *Input, p *sharer, pr *sharing, cpi uint64) {
+	t, o := &pr.trial, &in.Spec.RDT.Verify
+	pause := o.BackoffMin.D()
+	for range min(pr.failures[t.resource], 30) {
+		pause = min(2*pause, o.BackoffMax.D())
+	}
+	pr.failures[t.resource]++
+	pr.belief /= 2
+	pr.until[t.resource] = in.Now + pause
+	t.open, pr.helped = false, false
+
+	n := c.result(in, pr, Note{Rule: RuleTakeBack, CPI: cpi, Pause: pause})
+	to := p.holds(t.resource)
+	switch {
+	case t.resource == cores:
+		n.Text = "cores did not help; the CPU controller gives them back"
+	case p.needed():
+		n.Text = "kept for another victim"
+	default:
+		to = t.from
+	}
+	c.note(in, p, t.resource, n, to)
+	if t.resource != cores && to != p.limit[t.resource].n {
+		p.limit[t.resource].grown = false
+		p.set(t.resource, to, RuleTakeBack)
+	}
+	p.lastCut = never // the next resource may be tried at once
+}
+
+// needed reports whether some victim still has a claim on what is held.
+func (p *sharer) needed() bool {
+	return slices.ContainsFunc(p.pairs, func(s sharing) bool { return s.trial.open || s.helped })
+}
+
+// onTrial reports whether any experiment is under way.
+func (p *sharer) onTrial() bool {
+	return slices.ContainsFunc(p.pairs, func(s sharing) bool { return s.trial.open })
+}
+
+func (p *sharer) holds(r resource) int {
+	if r == cores {
+		return 0
+	}
+	return p.limit[r].n
+}
+
+// result fills in what a note about the end of an experiment says.
+func (c *RDT) result(in *Input, pr *sharing, n Note) Note {
+	if at, ok := in.Judge.PodIndex(pr.victim); ok {
+		n.Victim = c.names[at]
+	}
+	n.CPIBefore, n.Belief = pr.trial.cpi, pr.belief
+	return n
+}
+
+// onProbation reports whether trouble comes so soon after a step up that this step is to be undone.
+func (l *limit) onProbation(in *Input) bool {
+	return l.grown && in.Now-l.lastGrowth <= max(probation, 2*in.Spec.Judge.CPI.Window.D()) && cmpLimit(int64(l.beforeGrow), int64(l.n)) < 0
+}
+
+// relapse remembers the present level as bad if the pod grew into it, and returns how long it will not be tried again.
+func (l *limit) relapse(in *Input) time.Duration {
+	if !l.grown {
+		return 0
+	}
+	if l.badWait == 0 || in.Now >= l.badUntil || cmpLimit(int64(l.n), int64(l.badN)) < 0 {
+		l.badN = l.n
+	}
+	s := &in.Spec.RDT
+	l.badWait = min(max(2*l.badWait, 4*s.RegrowEvery.D(), s.Hold.D()), max(pauseMax, s.Hold.D()))
+	l.badUntil = in.Now + l.badWait
+	return l.badWait
+}
+
+// regrow gives every pod that is held back one step in one resource, if all is well.
+func (c *RDT) regrow(in *Input) {
+	s := &in.Spec.RDT
+	hold, every := s.Hold.D(), max(s.RegrowEvery.D(), in.Spec.Judge.CPI.Window.D())
+	if in.Now-c.unknown < hold {
+		return
+	}
+	for _, p := range c.pods {
+		if p == nil {
+			continue
+		}
+		quiet := in.Now - max(p.lastCut, p.named)
+		if p.onTrial() || quiet < hold || in.Now-c.suffering < hold && quiet < absolution*hold {
+			continue
+		}
+		for _, r := range [...]resource{bandwidth, ways} { // what costs the pod most comes back first
+			l := &p.limit[r]
+			if l.badWait > 0 && cmpLimit(int64(l.n), int64(l.badN)) >= 0 && in.Now-max(l.cut, l.lastGrowth) >= max(l.badWait, slowHarm) {
+				l.badWait = 0
+			}
+			if l.n == 0 {
+				continue
+			}
+			if in.Now-l.lastGrowth < every || in.Now-p.limit[1-r].lastGrowth < every {
+				break
+			}
+			to := r.up(in, l.n)
+			if l.badWait > 0 && in.Now < l.badUntil && cmpLimit(int64(to), int64(l.badN)) >= 0 {
+				continue
+			}
+			if r == bandwidth && s.Bandwidth.TotalMBps > 0 && in.Judge.BusPercent(&s.Bandwidth) >= s.Bandwidth.AbundantPercent {
+				continue
+			}
+			c.note(in, p, r, Note{Rule: RuleRegrow}, to)
+			l.beforeGrow, l.lastGrowth, l.grown = l.n, in.Now, true
+			p.set(r, to, RuleRegrow)
+			break
+		}
+	}
+}
+
+func (r resource) up(in *Input, n int) int {
+	if r == ways {
+		return fitWays(in, n+1)
+	}
+	return fitMB(in, n+max(1, in.Spec.RDT.Bandwidth.GrowPercent))
+}
+
+// release takes everything back when nothing has been known of anybody for too long.
+func (c *RDT) release(in *Input) {
+	if !c.blind || in.Now-c.blindFrom < in.Spec.Safety.ReleaseAfter.D() {
+		return
+	}
+	for _, p := range c.pods {
+		if p == nil {
+			continue
+		}
+		for r := range resources {
+			if p.limit[r].n != 0 {
+				c.note(in, p, r, Note{Rule: RuleRelease, Text: "no counters of any online container"}, 0)
+				p.limit[r].grown = false
+				p.set(r, 0, RuleRelease)
+			}
+		}
+	}
+	for _, o := range c.own {
+		if o != nil && o.n > 0 {
+			c.disown(in, o, RuleRelease, "no counters of any online container")
+		}
+	}
+}
+
+// set gives a pod a limit.
+func (p *sharer) set(r resource, n int, rule string) {
+	l := &p.limit[r]
+	l.n, l.rule = n, rule
+	if n == 0 {
+		l.victim = ""
+	}
+	if p.limit[ways].n == 0 && p.limit[bandwidth].n == 0 {
+		for i := range p.pairs {
+			p.pairs[i].helped = false
+		}
+	}
+}
+
+// note appends a note about a pod whose limit is about to become to.
+func (c *RDT) note(in *Input, p *sharer, r resource, n Note, to int) {
+	n.At, n.Owner, n.Pod = in.Now, r.owner(), p.key
+	switch r {
+	case ways:
+		n.From.Ways, n.To.Ways = p.limit[r].n, to
+	case bandwidth:
+		n.From.MB, n.To.MB = p.limit[r].n, to
+	}
+	if n.Victim == "" && r != cores {
+		n.Victim = p.limit[r].victim
+	}
+	c.notes = append(c.notes, n)
+}
+
+// Shares appends what the two controllers want for every pod that is online or offline. It is empty where nothing can be controlled or
+// monitored.
+func (c *RDT) Shares(in *Input, dst []knob.Share) []knob.Share {
+	caps := &in.Node.Caps
+	if !caps.CacheAllocation && !caps.BandwidthAllocation && !caps.CacheMonitoring && !caps.BandwidthMonitoring {
+		return dst
+	}
+	for i := range in.Pods {
+		s := knob.Share{Pod: c.names[i], Cgroup: in.Pods[i].Cgroup}
+		switch in.Class[i] {
+		case policy.Online:
+			s.Role = knob.RoleOnline
+		case policy.Offline:
+			s.Role = knob.RoleOffline
+		default:
+			continue
+		}
+		if c.shut[i] {
+			continue
+		}
+		if p := c.pods[i]; p != nil {
+			s.Ways, s.MB = p.part(ways), p.part(bandwidth)
+		}
+		if o := c.own[i]; o != nil && o.n > 0 {
+			s.Own, s.Ways = true, knob.Part{N: o.n, Owner: OwnerCache, Rule: RuleOwnWays}
+		}
+		dst = append(dst, s)
+	}
+	return dst
+}
+
+func (p *sharer) part(r resource) knob.Part {
+	l := &p.limit[r]
+	if l.n == 0 {
+		return knob.Part{}
+	}
+	return knob.Part{N: l.n, Owner: r.owner(), Rule: l.rule, Victim: l.victim}
+}

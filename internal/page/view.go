@@ -1,0 +1,245 @@
+package page
+
+import (
+	"cmp"
+	"encoding/json"
+	"math"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/qos-agent/qos-agent/internal/server"
+)
+
+// Limits of what a frame holds. Beyond them the page says how many more there are; the state API has all.
+const (
+	maxTroubles = 100
+	maxVictims  = 60
+	maxCulprits = 60
+	maxKnobs    = 1000
+	blameShown  = 6
+)
+
+// axes is the order of levels in a row. What else there is of axes is shown in the list of troubles only.
+var axes = []string{"cpu", "memory", "io", "cache", "bandwidth"}
+
+// view is the state as the page shows it, cut into sections of which only those that changed are sent.
+type view struct {
+	at       time.Time
+	sections map[string][]byte // JSON by name
+	rows     []string          // JSON, by container in the order of the section pods
+	notes    []note            // oldest first
+}
+
+// note is an entry of the decision log, encoded.
+type note struct {
+	id   uint64
+	json []byte
+}
+
+// podView is a pod's identity: what changes rarely.
+type podView struct {
+	Name       string   `json:"n"` // namespace/name
+	Class      string   `json:"c"`
+	Rule       string   `json:"r"`
+	QoS        string   `json:"q,omitempty"`
+	Containers []string `json:"k"`
+}
+
+// trouble is a verdict that is not ok.
+type trouble struct {
+	Pod       string       `json:"pod"`
+	Container string       `json:"container"`
+	Axis      string       `json:"axis"`
+	Level     string       `json:"level"`
+	Reason    string       `json:"reason"`
+	Since     int64        `json:"since"` // s since 1970, so that it changes only when the level does
+	P99       float64      `json:"p99,omitempty"`
+	Objective float64      `json:"objective,omitempty"`
+	Stall     float64      `json:"stall,omitempty"`
+	StallMax  float64      `json:"stallMax,omitempty"`
+	Blame     []blameShare `json:"blame,omitempty"`
+	Culprits  []string     `json:"culprits,omitempty"`
+}
+
+type blameShare struct {
+	Name  string  `json:"name"`
+	Ratio float64 `json:"ratio"`
+}
+
+// nowView is what changes every second.
+type nowView struct {
+	CPU      *server.NodeCPU  `json:"cpu,omitempty"`
+	Pressure *server.Pressure `json:"pressure,omitempty"`
+	Loop     server.Loop      `json:"loop"`
+}
+
+// newView cuts a state up. It costs a few microseconds a container.
+func newView(s *server.State) (*view, error) {
+	v := &view{at: s.At, sections: map[string][]byte{}}
+	node := s.Node
+	node.Signals, node.Capabilities = server.NodeSignals{}, nil
+	now := nowView{Loop: s.Loop}
+	if c := s.Node.Signals.CPU; c != nil {
+		now.CPU = &server.NodeCPU{AgeSeconds: round(c.AgeSeconds, 1), BusyRatio: round(c.BusyRatio, 3), StealRatio: round(c.StealRatio, 3),
+			SoftirqRatio: round(c.SoftirqRatio, 3), IRQRatio: round(c.IRQRatio, 3)}
+	}
+	if p := s.Node.Signals.Pressure; p != nil {
+		q := *p
+		now.Pressure = &q
+	}
+	troubles, hidden := troubles(s)
+	knobs := s.Knobs
+	if len(knobs) > maxKnobs {
+		knobs = knobs[:maxKnobs]
+	}
+	pods := make([]podView, len(s.Pods))
+	levels := levelsOf(s)
+	for i := range s.Pods {
+		p := &s.Pods[i]
+		pods[i] = podView{Name: p.Namespace + "/" + p.Name, Class: p.Class, Rule: p.ClassRule, QoS: p.QoSClass, Containers: []string{}}
+		for j := range p.Containers {
+			c := &p.Containers[j]
+			pods[i].Containers = append(pods[i].Containers, c.Name)
+			v.rows = append(v.rows, row(levels[levelKey{p.Namespace, p.Name, c.Name}], &c.Signals))
+		}
+	}
+	for name, value := range map[string]any{
+		"agent": s.Agent, "node": node, "policy": s.Policy, "source": s.PodSource, "now": now, "capabilities": s.Node.Capabilities, "pods": pods,
+		"troubles": map[string]any{"list": troubles, "hidden": hidden},
+		"knobs":    map[string]any{"list": notNil(knobs), "hidden": len(s.Knobs) - len(knobs)},
+	} {
+		text, err := json.Marshal(value)
+		if err != nil {
+			return nil, err
+		}
+		v.sections[name] = text
+	}
+	for i := len(s.Notes) - 1; i >= 0; i-- {
+		text, err := json.Marshal(&s.Notes[i])
+		if err != nil {
+			return nil, err
+		}
+		v.notes = append(v.notes, note{s.Notes[i].ID, text})
+	}
+	return v, nil
+}
+
+func notNil[T any](s []T) []T {
+	if s == nil {
+		return []T{}
+	}
+	return s
+}
+
+func troubles(s *server.State) (list []trouble, hidden int) {
+	list = []trouble{}
+	for i := range s.Verdicts {
+		v := &s.Verdicts[i]
+		if v.Level == "ok" {
+			continue
+		}
+		if len(list) == maxTroubles {
+			hidden++
+			continue
+		}
+		e := &v.Evidence
+		t := trouble{Pod: v.Namespace + "/" + v.Pod, Container: v.Container, Axis: v.Axis, Level: v.Level, Reason: v.Reason,
+			Since: s.At.Add(-time.Duration(v.SinceSeconds * float64(time.Second))).Round(time.Second).Unix(),
+			P99:   round(e.P99Seconds, 6), Objective: e.ObjectiveSeconds, Stall: round(e.StallRatio, 3), StallMax: e.StallObjectiveRatio}
+		for _, b := range v.Blame[:min(len(v.Blame), blameShown)] {
+			t.Blame = append(t.Blame, blameShare{partyName(b.Culprit), round(b.Ratio, 3)})
+		}
+		for _, c := range v.Culprits {
+			t.Culprits = append(t.Culprits, partyName(c))
+		}
+		list = append(list, t)
+	}
+	return list, hidden
+}
+
+func partyName(p server.Party) string {
+	if p.Namespace == "" {
+		return p.Name
+	}
+	return p.Namespace + "/" + p.Name
+}
+
+type levelKey struct{ namespace, pod, container string }
+
+// levelsOf is each container's level on each axis, one letter an axis: o, w, v, u, or - where nothing is judged.
+func levelsOf(s *server.State) map[levelKey]string {
+	out := make(map[levelKey]string)
+	for i := range s.Verdicts {
+		v := &s.Verdicts[i]
+		at := slices.Index(axes, v.Axis)
+		if at < 0 || v.Level == "" {
+			continue
+		}
+		key := levelKey{v.Namespace, v.Pod, v.Container}
+		text := []byte(cmp.Or(out[key], "-----"))
+		text[at] = v.Level[0]
+		out[key] = string(text)
+	}
+	return out
+}
+
+// row encodes a container's figures as a JSON array of whole numbers, null where nothing was measured. The order is known to page.js.
+// Rounding keeps a container that idles from changing.
+func row(levels string, s *server.Signals) string {
+	b := append(make([]byte, 0, 96), `["`...)
+	b = append(append(b, cmp.Or(levels, "-----")...), '"')
+	num := func(ok bool, v float64) {
+		b = append(b, ',')
+		if !ok || math.IsNaN(v) || math.IsInf(v, 0) {
+			b = append(b, "null"...)
+			return
+		}
+		b = strconv.AppendInt(b, int64(math.Round(v)), 10)
+	}
+	w, c, m, p, h, r := s.Wait, s.CPU, s.Memory, s.Pressure, s.Perf, s.RDT
+	if w == nil {
+		w = &server.Wait{}
+	}
+	if c == nil {
+		c = &server.CPUUse{}
+	}
+	if m == nil {
+		m = &server.Memory{}
+	}
+	if p == nil {
+		p = &server.Pressure{}
+	}
+	if h == nil {
+		h = &server.Perf{}
+	}
+	if r == nil {
+		r = &server.RDT{}
+	}
+	num(s.Wait != nil && w.Count > 0, w.P99Seconds*1e6)                          // µs
+	num(s.Wait != nil && w.SpanSeconds > 0, w.SumSeconds/w.SpanSeconds*1000)     // ms of waiting a second, all tasks
+	num(s.CPU != nil, c.UsageCores*1000)                                         // thousandths of a CPU
+	num(s.CPU != nil && c.QuotaCores > 0, c.QuotaCores*1000)                     // likewise
+	num(s.CPU != nil && c.Periods > 0, ratio(c.ThrottledPeriods, c.Periods)*100) // %
+	num(s.Memory != nil, float64(m.WorkingSetBytes)/(1<<20))                     // MiB
+	num(s.Pressure != nil, p.CPUSomeRatio*1000)                                  // thousandths
+	num(s.Pressure != nil, p.MemorySomeRatio*1000)
+	num(s.Pressure != nil, p.IOSomeRatio*1000)
+	num(s.Perf != nil && h.CPI > 0, h.CPI*100)                            // hundredths
+	num(s.Perf != nil && h.CPI > 0, h.MPKI*100)                           // hundredths
+	num(s.RDT != nil, float64(r.OccupancyBytes)/(1<<10))                  // KiB
+	num(s.RDT != nil, r.BandwidthBytesPerSecond/1e6)                      // MB/s
+	num(s.Wait != nil && w.AgeSeconds > staleRow.Seconds(), w.AgeSeconds) // s; only when it matters
+	return string(append(b, ']'))
+}
+
+// staleRow is the age from which a container's figures are shown as old.
+const staleRow = 3 * time.Second
+
+func ratio(a, b uint64) float64 { return float64(a) / float64(b) }
+
+// round keeps so many decimals.
+func round(v float64, decimals int) float64 {
+	f := math.Pow10(decimals)
+	return math.Round(v*f) / f
+}
