@@ -26,6 +26,7 @@ import (
 	"github.com/qos-agent/qos-agent/internal/policy"
 	"github.com/qos-agent/qos-agent/internal/sched"
 	"github.com/qos-agent/qos-agent/internal/server"
+	"github.com/qos-agent/qos-agent/internal/trace"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
 	"github.com/qos-agent/qos-agent/pkg/ebpf"
 	"github.com/qos-agent/qos-agent/pkg/perf"
@@ -56,6 +57,12 @@ type runCmd struct {
 	APIWebConfig string `name:"api-web-config" placeholder:"FILE" help:"TLS, client certificates and users of --api-listen, in the format of Prometheus's exporter toolkit; read anew for every connection."`
 	APITokenFile string `name:"api-token-file" placeholder:"FILE" help:"Bearer token that --api-listen asks for; read anew for every request."`
 
+	Record        string        `placeholder:"DIR" help:"Record what the loop sees and does into files in this directory, for qos-agent replay."`
+	RecordMaxMiB  int64         `name:"record-max-mib" default:"1024" help:"Most disk that all recordings there may take, MiB; the oldest make room."`
+	RecordMaxAge  time.Duration `default:"168h" help:"Age at which a file of a recording is removed; 0: never."`
+	RecordFileMiB int64         `name:"record-file-mib" default:"64" help:"Size at which a new file is begun, MiB; at most a quarter of --record-max-mib."`
+	RecordFileAge time.Duration `default:"1h" help:"Time after which a new file is begun."`
+
 	DecisionLogDir   string `name:"decision-log-dir" placeholder:"DIR" help:"Directory of the decision log's files; default: the run directory."`
 	DecisionLogMiB   int    `name:"decision-log-mib" default:"4" help:"Size at which a file of the decision log is put aside, MiB."`
 	DecisionLogFiles int    `name:"decision-log-files" default:"3" help:"How many files of the decision log are kept; 0: none are written."`
@@ -74,6 +81,9 @@ func (c *runCmd) Validate() error {
 	}
 	if c.APIListen == "" && c.APIWebConfig+c.APITokenFile != "" {
 		return errors.New("--api-web-config, --api-token-file: want --api-listen as well")
+	}
+	if c.RecordMaxMiB < 4 || c.RecordFileMiB < 1 || c.RecordMaxAge < 0 || c.RecordFileAge < time.Second {
+		return errors.New("--record-max-mib, --record-file-mib, --record-max-age, --record-file-age: want at least 4 MiB in all, 1 MiB and 1s a file, and no negative age")
 	}
 	if c.DecisionLogMiB < 1 || c.DecisionLogFiles < 0 {
 		return errors.New("--decision-log-mib, --decision-log-files: want at least 1 MiB and no negative number of files")
@@ -219,12 +229,17 @@ func (c *runCmd) serve(ctx context.Context, p parts) (err error) {
 	defer func() { err = errors.Join(err, collector.Close()) }()
 
 	hostname, _ := os.Hostname() // for people only
+	recorder, err := c.recorder(hostname, report, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, recorder.Close()) }()
 	instruments := new(server.Instruments)
 	loop, err := agent.New(agent.Options{
 		Version: version, Hostname: hostname, Kernel: kernelRelease(),
 		Interval: c.Interval, Mode: policy.Mode(c.Mode), Realtime: c.Realtime, RunDir: c.RunDir, SourceKind: c.Pods,
 		Hierarchy: p.hierarchy, Tracer: tracer, Collector: collector, Executor: p.executor, Source: p.source,
-		Policy: p.policy, WatchPolicy: c.watch(log), Capabilities: report, Instruments: instruments, Baselines: baselines, Decisions: p.decisions,
+		Policy: p.policy, WatchPolicy: c.watch(log), Capabilities: report, Instruments: instruments, Baselines: baselines, Decisions: p.decisions, Recorder: recorder,
 		Log: log, LogDropped: p.queue.Dropped, Clock: clock.System{},
 	})
 	if err != nil {
@@ -283,6 +298,21 @@ func (c *runCmd) watch(log *slog.Logger) func(context.Context, func(*policy.Comp
 		}
 		policy.Watch(ctx, c.PolicyDir, policy.WatchOptions{Log: log}, onChange)
 	}
+}
+
+// recorder is nil if nothing is to be recorded.
+func (c *runCmd) recorder(hostname string, report capability.Report, log *slog.Logger) (*trace.Recorder, error) {
+	if c.Record == "" {
+		return nil, nil
+	}
+	info := trace.Info{Agent: version, Hostname: hostname, Kernel: kernelRelease(), Interval: c.Interval}
+	for _, p := range report.Probes {
+		info.Capabilities = append(info.Capabilities, trace.Capability{Name: p.Name, OK: p.OK, Detail: p.Detail})
+	}
+	return trace.NewRecorder(trace.RecorderOptions{
+		Dir: c.Record, MaxBytes: c.RecordMaxMiB << 20, MaxAge: c.RecordMaxAge, FileBytes: c.RecordFileMiB << 20, FileEvery: c.RecordFileAge,
+		Info: info, Log: log,
+	})
 }
 
 func kernelRelease() string {

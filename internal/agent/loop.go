@@ -174,11 +174,16 @@ func (l *loop) onTick(due uint64) {
 	l.o.Instruments.Overruns.Add(due - 1)
 	l.snapshot = l.o.Collector.Tick()
 	l.mayAct(start)
+	if l.o.Recorder.WantsState() {
+		l.o.Recorder.State(l.decide.Checkpoint)
+	}
 	l.step(l.snapshot)
 	l.windows.add(l.snapshot)
 	if start-l.rounds >= roundsEvery {
 		l.rounds = start
-		l.record(l.o.Executor.Audit())
+		found := l.o.Executor.Audit()
+		l.record(found)
+		l.o.Recorder.Audit(found)
 		l.report()
 		l.shareBaselines(start)
 		l.lastState, l.lastMetrics = kept[server.State]{}, kept[server.Metrics]{}
@@ -239,15 +244,19 @@ func (l *loop) onEvents() {
 func (l *loop) step(s *signal.Snapshot) (wrote bool) {
 	if l.policy.compiled == nil {
 		l.setEventBound(0)
-		return l.record(l.o.Executor.Apply(nil, actuate.Policy{}))
+		outcomes := l.o.Executor.Apply(nil, actuate.Policy{})
+		wrote = l.record(outcomes)
+		l.o.Recorder.Step(s, nil, nil, outcomes)
+		return wrote
 	}
 	d := l.decide.Step(s, l.policy.compiled)
 	if s.Trigger == signal.Tick {
 		l.last = d
 		l.setEventBound(d.Spec.Objectives.CPUWaitEvent.D()) // a window of the policy may have opened or closed
 	}
+	var outcomes []knob.Outcome
 	if l.acting {
-		outcomes := l.o.Executor.Apply(d.Plan, actuate.Policy{Edits: d.Spec.Safety.ExternalEdits})
+		outcomes = l.o.Executor.Apply(d.Plan, actuate.Policy{Edits: d.Spec.Safety.ExternalEdits})
 		wrote = l.record(outcomes, d.Notes...)
 	}
 	for i := range d.Notes {
@@ -256,6 +265,7 @@ func (l *loop) step(s *signal.Snapshot) (wrote bool) {
 	if err := l.poller.SetAlarm(d.Wake); err != nil {
 		l.o.Log.Warn("alarm", "error", err)
 	}
+	l.o.Recorder.Step(s, l.policy.compiled, &d, outcomes) // last: the write must not wait for it
 	return wrote
 }
 
@@ -360,6 +370,7 @@ func (l *loop) restore() error {
 	}
 	outcomes := l.o.Executor.RestoreAll()
 	l.record(outcomes)
+	l.o.Recorder.Audit(outcomes)
 	if b := l.decide.Baselines(); len(b.Workloads) > 0 {
 		l.baselines <- &b // waits for the writer, for there is no next time
 	}

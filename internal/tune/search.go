@@ -156,6 +156,19 @@ func (s *Search) Run() ([]Found, error) {
 	return found, nil
 }
 
+// Estimate is what the model says of one candidate on all recordings, with intervals.
+func (s *Search) Estimate(f *Found) (*whatif.Outcome, error) {
+	base, err := s.Base.at(s.Space, nil)
+	if err != nil {
+		return nil, err
+	}
+	res, err := whatif.RunAll(s.Recordings, s.model, []*policy.Compiled{f.Compiled}, whatif.Options{Objective: base.Compiled})
+	if err != nil {
+		return nil, err
+	}
+	return &res.Policies[0], nil
+}
+
 // points are the coordinates to begin with.
 func (s *Search) points() ([][]float64, error) {
 	if s.Refine != "" {

@@ -26,7 +26,7 @@ type engine struct {
 	plan []knob.Want
 	hold []hold
 	gen  uint64
-	pair map[pairKey]model.Estimate
+	pair map[pairKey]*model.Estimate
 
 	// The world as it would be.
 	used    []float64 // CPUs of each pod
@@ -34,6 +34,8 @@ type engine struct {
 	cont    []signal.ContainerSample
 	event   []signal.ContainerSample // the same for events: without waits
 	victims map[string]*victim
+	at      []*victim // by container of atGen
+	atGen   uint64
 	claims  []model.Claim
 	claimer []int
 	shared  []float64
@@ -59,24 +61,39 @@ type victim struct {
 	attr     float64            // attributed ns
 	behind   map[string]float64 // of these, by offline pod
 	lastPart []score.Part
+	gen      uint64
+	est      []*model.Estimate // by pod of gen
+}
+
+// estimate is the engine's parameters for a pod at index o.
+func (v *victim) estimate(e *engine, w *world, o int) *model.Estimate {
+	if v.gen != w.gen || w.gen == 0 || len(v.est) != len(w.snap.Pods) {
+		v.gen = w.gen
+		v.est = append(v.est[:0], make([]*model.Estimate, len(w.snap.Pods))...)
+	}
+	if v.est[o] == nil {
+		v.est[o] = e.estimate(v.key, w.actor[o].key)
+	}
+	return v.est[o]
 }
 
 func newEngine(m *Model, pol *policy.Compiled) *engine {
-	return &engine{model: m, pol: pol, brain: decide.New(), pair: make(map[pairKey]model.Estimate), victims: make(map[string]*victim)}
+	return &engine{model: m, pol: pol, brain: decide.New(), pair: make(map[pairKey]*model.Estimate), victims: make(map[string]*victim)}
 }
 
 // estimate is the pair's parameters in this engine.
 func (e *engine) estimate(victim, culprit string) *model.Estimate {
 	k := pairKey{victim, culprit}
-	est, ok := e.pair[k]
-	if !ok {
-		est = e.model.estimate(victim, culprit)
+	est := e.pair[k]
+	if est == nil {
+		x := e.model.estimate(victim, culprit)
 		if e.random != nil {
-			est = est.Draw(e.random)
+			x = x.Draw(e.random)
 		}
+		est = &x
 		e.pair[k] = est
 	}
-	return &est
+	return est
 }
 
 // step takes a step of the recording.
@@ -235,6 +252,18 @@ func (e *engine) divide(w *world) {
 }
 
 func (e *engine) victim(w *world, i int) *victim {
+	if e.atGen != w.gen || w.gen == 0 || len(e.at) != len(w.snap.Containers) {
+		e.atGen = w.gen
+		e.at = append(e.at[:0], make([]*victim, len(w.snap.Containers))...)
+	}
+	if e.at[i] == nil {
+		e.at[i] = e.meet(w, i)
+	}
+	return e.at[i]
+}
+
+// meet finds or makes what is kept of a container.
+func (e *engine) meet(w *world, i int) *victim {
 	c := &w.snap.Containers[i]
 	pod := &w.snap.Pods[c.Pod]
 	id := pod.UID + "/" + pod.Containers[c.Container].ID
@@ -249,12 +278,7 @@ func (e *engine) victim(w *world, i int) *victim {
 // change makes the waits of the container at index i what they would be.
 func (e *engine) change(w *world, i int, v *victim) {
 	c := &e.cont[i]
-	others := 0.0
-	for _, b := range c.Wait.Blame {
-		if foreign(w, c.Pod, b.Culprit) {
-			others += float64(b.NS)
-		}
-	}
+	others := w.others[i]
 	e.bins = v.carry
 	for _, b := range c.Wait.Buckets {
 		e.bins[b.Index] += float64(b.Count)
@@ -267,10 +291,10 @@ func (e *engine) change(w *world, i int, v *victim) {
 		if w.class[o] != policy.Offline || e.hold[o] == w.was[o] && e.used[o] == w.used[o] {
 			continue
 		}
-		est := e.estimate(v.key, w.actor[o].key)
+		est := v.estimate(e, w, o)
 		from, to := w.share(w.used[o]), w.share(e.used[o])
 		often, longer := est.Change(from, w.was[o].standing, to, e.hold[o].standing)
-		ns := blamed(w, c, o)
+		ns := w.blamed(i, o)
 		switch {
 		case often*longer < 1:
 			if ns > 0 {
@@ -436,7 +460,7 @@ func (e *engine) persists(w *world, v *victim, ev *signal.WaitEvent) bool {
 // invent tells the policy of a long wait that the recording has no event of, half a tick before it is measured.
 func (e *engine) invent(w *world, i int, bound time.Duration) {
 	c := &e.cont[i]
-	e.victims[w.snap.Pods[c.Pod].UID+"/"+w.snap.Pods[c.Pod].Containers[c.Container].ID].pending = 0
+	e.victim(w, i).pending = 0
 	culprit, most, total := signal.CulpritUnknown, uint64(0), uint64(0)
 	for _, b := range c.Wait.Blame {
 		total += b.NS

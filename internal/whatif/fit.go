@@ -121,8 +121,7 @@ type collector struct {
 	start time.Duration
 	begun bool
 	span  time.Duration
-	open  map[[2]int]*opened
-	order [][2]int
+	open  []opened // by container, then by pod
 	gen   uint64
 	obs   observation
 }
@@ -136,11 +135,16 @@ type opened struct {
 }
 
 func newCollector(give func(*observation), keep func(time.Duration) bool) *collector {
-	return &collector{give: give, keep: keep, open: make(map[[2]int]*opened)}
+	return &collector{give: give, keep: keep}
 }
 
 // window is the time over which waits are held against CPU time.
 const window = time.Second
+
+func (c *collector) reset(n int) {
+	c.span = 0
+	c.open = append(c.open[:0], make([]opened, n)...)
+}
 
 func (c *collector) step(w *world) {
 	if !w.tick {
@@ -151,15 +155,13 @@ func (c *collector) step(w *world) {
 		c.begun, c.start = true, snap.Now
 	}
 	at := snap.Now - c.start
-	if snap.PodsGen != c.gen {
-		c.gen, c.span = snap.PodsGen, 0
-		clear(c.open)
-		c.order = c.order[:0]
+	n := len(snap.Containers) * len(snap.Pods)
+	if snap.PodsGen != c.gen || snap.PodsGen == 0 || len(c.open) != n {
+		c.gen = snap.PodsGen
+		c.reset(n)
 	}
 	if c.keep != nil && !c.keep(at) {
-		c.span = 0
-		clear(c.open)
-		c.order = c.order[:0]
+		c.reset(n)
 		return
 	}
 	for i := range snap.Containers {
@@ -172,36 +174,37 @@ func (c *collector) step(w *world) {
 			if w.class[o] != policy.Offline {
 				continue
 			}
-			k := [2]int{i, o}
-			b := c.open[k]
-			if b == nil {
-				b = &opened{standing: w.was[o].standing}
-				c.open[k] = b
-				c.order = append(c.order, k)
+			b := &c.open[i*len(snap.Pods)+o]
+			if b.n == 0 {
+				b.standing = w.was[o].standing
 			}
 			b.mixed = b.mixed || b.standing != w.was[o].standing
 			b.dispatches += dispatches
-			b.ns += blamed(w, s, o)
+			b.ns += w.blamed(i, o)
 			b.share += w.share(w.used[o])
 			b.n++
 		}
-		w.model.learnShape(w, s)
+		w.model.learnShape(w, i)
 	}
 	if c.span += snap.Elapsed; c.span < window {
 		return
 	}
-	for _, k := range c.order {
-		b := c.open[k]
-		if !b.mixed && b.n > 0 {
+	c.span = 0
+	for k := range c.open {
+		b := &c.open[k]
+		if b.n == 0 {
+			continue
+		}
+		if !b.mixed {
+			i, o := k/len(snap.Pods), k%len(snap.Pods)
 			c.obs = observation{
-				pairKey: pairKey{snap.Pods[snap.Containers[k[0]].Pod].Key(), snap.Pods[k[1]].Key()}, at: at,
+				pairKey: pairKey{snap.Pods[snap.Containers[i].Pod].Key(), w.actor[o].key}, at: at,
 				dispatches: b.dispatches, waitUS: b.ns / 1e3, share: b.share / float64(b.n), standing: b.standing,
 			}
 			c.give(&c.obs)
 		}
-		*b = opened{standing: w.was[k[1]].standing}
+		*b = opened{}
 	}
-	c.span = 0
 }
 
 // count is the waits of a sample.
@@ -216,36 +219,22 @@ func count(s *signal.WaitSample) uint64 {
 	return n
 }
 
-// blamed is the wait of a sample that went to an offline pod, ns.
-func blamed(w *world, s *signal.ContainerSample, pod int) float64 {
-	ns := 0.0
-	for _, b := range s.Wait.Blame {
-		if int(b.Culprit) >= w.first[pod] && int(b.Culprit) < w.first[pod+1] {
-			ns += float64(b.NS)
-		}
-	}
-	return ns
-}
-
 // learnShape learns what waits behind offline pods look like.
-func (m *Model) learnShape(w *world, s *signal.ContainerSample) {
-	others, offline, most := 0.0, 0.0, 0.0
+func (m *Model) learnShape(w *world, i int) {
+	s := &w.snap.Containers[i]
+	offline, most := 0.0, 0.0
 	st := model.Idle
-	for _, b := range s.Wait.Blame {
-		if !foreign(w, s.Pod, b.Culprit) {
+	for p := range w.snap.Pods {
+		if w.class[p] != policy.Offline {
 			continue
 		}
-		others += float64(b.NS)
-		if b.Culprit < 0 || int(b.Culprit) >= len(w.snap.Containers) {
-			continue
-		}
-		if p := w.snap.Containers[b.Culprit].Pod; w.class[p] == policy.Offline {
-			offline += float64(b.NS)
-			if float64(b.NS) > most {
-				most, st = float64(b.NS), w.was[p].standing
-			}
+		ns := w.blamed(i, p)
+		offline += ns
+		if ns > most {
+			most, st = ns, w.was[p].standing
 		}
 	}
+	others := w.others[i]
 	if offline < 0.5*others || offline == 0 {
 		return
 	}

@@ -79,55 +79,81 @@ type Outcome struct {
 type Result struct {
 	Recorded Outcome   `json:"recorded"` // what was measured: no model in it
 	Policies []Outcome `json:"policies"`
+	// Assumed are offline pods that were never seen without a limit for long enough: where they use up what they have they are taken to
+	// want all of the node, so that the work of a looser policy is an upper bound.
+	Assumed []string `json:"assumedDemand,omitempty"`
 }
 
 // Run lets the policies act on a recording as the model says.
 func Run(rec Recording, m *Model, pols []*policy.Compiled, o Options) (*Result, error) {
+	return RunAll([]Recording{rec}, m, pols, o)
+}
+
+// RunAll is Run on several recordings, of which the figures are those of all their time together. Each begins with a policy that
+// remembers nothing.
+func RunAll(recs []Recording, m *Model, pols []*policy.Compiled, o Options) (*Result, error) {
 	if o.Draws == 0 {
 		o.Draws = 8
 	}
 	if o.Resamples == 0 {
 		o.Resamples = 200
 	}
-	w := newWorld(m)
-	follow := newEngine(m, nil)
-	runs := make([][]*engine, len(pols))
-	all := []*engine{follow}
-	for i, pol := range pols {
-		for d := range max(0, o.Draws) + 1 {
-			e := newEngine(m, pol)
-			if d > 0 { // the same draws for each policy, so that differences are of policies
-				e.random = rand.New(rand.NewPCG(o.Seed, uint64(d)))
+	draws := max(0, o.Draws) + 1 // the first is the point estimate
+	var base []score.Score
+	var assumed []string
+	blocks := make([][][]score.Score, len(pols)) // by policy, draw
+	ticks, diverged := make([]int, len(pols)), make([]int, len(pols))
+	for i := range pols {
+		blocks[i] = make([][]score.Score, draws)
+	}
+	for _, rec := range recs {
+		w := newWorld(m)
+		follow := newEngine(m, nil)
+		all := []*engine{follow}
+		for _, pol := range pols {
+			for d := range draws {
+				e := newEngine(m, pol)
+				if d > 0 { // the same draws for each policy, so that differences are of policies
+					e.random = rand.New(rand.NewPCG(o.Seed, uint64(d)))
+				}
+				all = append(all, e)
 			}
-			runs[i] = append(runs[i], e)
 		}
-		all = append(all, runs[i]...)
-	}
-	err := rec.Steps(func(s *Step) error {
-		w.observe(s, o.Objective)
+		err := rec.Steps(func(s *Step) error {
+			w.observe(s, o.Objective)
+			for _, e := range all {
+				e.step(w)
+			}
+			w.after(s)
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+		for _, a := range w.known {
+			if a.guess && !slices.Contains(assumed, a.key) {
+				assumed = append(assumed, a.key)
+			}
+		}
 		for _, e := range all {
-			e.step(w)
+			e.meter.close()
 		}
-		w.after(s)
-		return nil
-	})
-	if err != nil {
-		return nil, err
+		base = append(base, follow.meter.blocks...)
+		for i := range pols {
+			of := all[1+i*draws:]
+			for d := range draws {
+				blocks[i][d] = append(blocks[i][d], of[d].meter.blocks...)
+			}
+			ticks[i] += of[0].ticks
+			diverged[i] += of[0].divergedTicks
+		}
 	}
-	for _, e := range all {
-		e.meter.close()
-	}
-	res := &Result{}
-	base := follow.meter.blocks
-	res.Recorded = outcome("recorded", [][]score.Score{base}, base, o)
+	slices.Sort(assumed)
+	res := &Result{Recorded: outcome("recorded", [][]score.Score{base}, base, o), Assumed: assumed}
 	for i, pol := range pols {
-		var blocks [][]score.Score
-		for _, e := range runs[i] {
-			blocks = append(blocks, e.meter.blocks)
-		}
-		out := outcome(pol.Name(), blocks, base, o)
-		if n := runs[i][0]; n.ticks > 0 {
-			out.Diverged = 100 * float64(n.divergedTicks) / float64(n.ticks)
+		out := outcome(pol.Name(), blocks[i], base, o)
+		if ticks[i] > 0 {
+			out.Diverged = 100 * float64(diverged[i]) / float64(ticks[i])
 		}
 		res.Policies = append(res.Policies, out)
 	}

@@ -77,10 +77,11 @@ func holds(out []hold, plan []knob.Want, pods []signal.Pod) []hold {
 
 // actor is what is known of a pod over the whole recording.
 type actor struct {
-	key     string
+	key    string
 	demand float64 // CPUs that it uses when nothing holds it back, smoothed
 	free   int     // ticks for which that was seen
 	bound  bool    // in the last tick
+	guess  bool    // it was once taken to want all of the node
 }
 
 // world is what a step of the recording says about the node, worked out once for all policies.
@@ -100,6 +101,8 @@ type world struct {
 	first []int // of each pod's containers
 
 	was    []hold    // recorded, by pod
+	behind []float64 // ns of wait by container, then by pod: len(pods) for each container; online containers on ticks only
+	others []float64 // ns of wait by container that was anybody's doing
 	used   []float64 // CPUs of each pod
 	want   []float64 // CPUs that it would have used
 	free   float64   // of each CPU, for offline pods
@@ -196,12 +199,39 @@ func (w *world) measure() {
 		}
 		w.want = append(w.want, want)
 	}
+	w.account()
 	w.free = 1
 	if n := &snap.Node.CPU; n.At != 0 && n.Span > 0 {
 		busy := float64(n.BusyNS+n.StealNS) / float64(n.Span)
 		w.free = min(1, max(0.02, 1-max(0, busy-offline)/float64(w.cpus)))
 	}
 }
+
+// account sums waits up by who was behind them.
+func (w *world) account() {
+	snap := w.snap
+	pods := len(snap.Pods)
+	w.behind = append(w.behind[:0], make([]float64, len(snap.Containers)*pods)...)
+	w.others = append(w.others[:0], make([]float64, len(snap.Containers))...)
+	for i := range snap.Containers {
+		c := &snap.Containers[i]
+		if w.class[c.Pod] != policy.Online {
+			continue
+		}
+		of := w.behind[i*pods : (i+1)*pods]
+		for _, b := range c.Wait.Blame {
+			if foreign(w, c.Pod, b.Culprit) {
+				w.others[i] += float64(b.NS)
+			}
+			if b.Culprit >= 0 && int(b.Culprit) < len(snap.Containers) {
+				of[snap.Containers[b.Culprit].Pod] += float64(b.NS)
+			}
+		}
+	}
+}
+
+// blamed is the wait of the container at index i that was behind a pod, ns.
+func (w *world) blamed(i, pod int) float64 { return w.behind[i*len(w.snap.Pods)+pod] }
 
 // wants is the CPUs that an offline pod would use if nothing held it back. A pod that uses what it may have would use more; how much, it
 // showed when it was free, and if it never was, it is taken to want all of the node.
@@ -220,6 +250,7 @@ func (a *actor) wants(use float64, h *hold, cpus int) float64 {
 	case use < 0.85*most && !h.frozen:
 		return use
 	case a.free < settled:
+		a.guess = true
 		return float64(cpus)
 	}
 	return max(use, a.demand)
