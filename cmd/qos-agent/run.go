@@ -18,9 +18,11 @@ import (
 	"github.com/qos-agent/qos-agent/internal/agent"
 	"github.com/qos-agent/qos-agent/internal/asynclog"
 	"github.com/qos-agent/qos-agent/internal/capability"
+	"github.com/qos-agent/qos-agent/internal/classes"
 	"github.com/qos-agent/qos-agent/internal/clock"
 	"github.com/qos-agent/qos-agent/internal/collect"
 	"github.com/qos-agent/qos-agent/internal/decisionlog"
+	"github.com/qos-agent/qos-agent/internal/kubeevents"
 	"github.com/qos-agent/qos-agent/internal/page"
 	"github.com/qos-agent/qos-agent/internal/pods"
 	"github.com/qos-agent/qos-agent/internal/policy"
@@ -30,6 +32,7 @@ import (
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
 	"github.com/qos-agent/qos-agent/pkg/ebpf"
 	"github.com/qos-agent/qos-agent/pkg/perf"
+	"github.com/qos-agent/qos-agent/pkg/rdt"
 )
 
 // Bounds of --interval. Below 10 ms a tick would cost more than it tells; above 10 s nobody is protected.
@@ -66,6 +69,7 @@ type runCmd struct {
 	DecisionLogDir   string `name:"decision-log-dir" placeholder:"DIR" help:"Directory of the decision log's files; default: the run directory."`
 	DecisionLogMiB   int    `name:"decision-log-mib" default:"4" help:"Size at which a file of the decision log is put aside, MiB."`
 	DecisionLogFiles int    `name:"decision-log-files" default:"3" help:"How many files of the decision log are kept; 0: none are written."`
+	KubeEvents       bool   `name:"kube-events" help:"Tell Kubernetes of cuts as Events of the pod; needs a service account that may create events of group events.k8s.io."`
 }
 
 // Validate is called by kong.
@@ -84,6 +88,9 @@ func (c *runCmd) Validate() error {
 	}
 	if c.RecordMaxMiB < 4 || c.RecordFileMiB < 1 || c.RecordMaxAge < 0 || c.RecordFileAge < time.Second {
 		return errors.New("--record-max-mib, --record-file-mib, --record-max-age, --record-file-age: want at least 4 MiB in all, 1 MiB and 1s a file, and no negative age")
+	}
+	if c.KubeEvents && c.Pods == "static" {
+		return errors.New("--kube-events: the pods of --pods static are not Kubernetes's")
 	}
 	if c.DecisionLogMiB < 1 || c.DecisionLogFiles < 0 {
 		return errors.New("--decision-log-mib, --decision-log-files: want at least 1 MiB and no negative number of files")
@@ -125,17 +132,38 @@ func (c *runCmd) Run(e env) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, executor.Close()) }()
+	resctrl, err := c.resctrl(first, hierarchy, log)
+	if err != nil {
+		return err
+	}
+	if resctrl != nil {
+		defer func() { err = errors.Join(err, resctrl.Close()) }()
+	}
 	socket, err := server.ListenUnix(c.RunDir)
 	if err != nil {
 		return err
 	}
 	endpoints = append(endpoints, server.Endpoint{Listener: socket, Everything: true})
-	decisions, err := decisionlog.Open(decisionlog.Options{Files: c.decisionFiles(), Log: log})
+	sinks, err := c.kubeEvents(e.ctx, source, log)
+	if err != nil {
+		return err
+	}
+	decisions, err := decisionlog.Open(decisionlog.Options{Files: c.decisionFiles(), Sinks: sinks, Log: log})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, decisions.Close()) }()
-	return c.serve(e.ctx, parts{log, handler, first, hierarchy, source, endpoints, executor, decisions})
+	return c.serve(e.ctx, parts{log, handler, first, hierarchy, source, endpoints, executor, resctrl, decisions})
+}
+
+// resctrl opens what controls caches and memory bandwidth; nil where there is none, or it may not be used.
+func (c *runCmd) resctrl(first *policy.Compiled, h *cgroup.Hierarchy, log *slog.Logger) (*classes.Executor, error) {
+	x, err := classes.Open(classes.Options{RunDir: c.RunDir, Threads: h.Threads, MayMount: first.At(time.Now()).RDT.Mount, Log: log})
+	if errors.Is(err, rdt.ErrNotMounted) || errors.Is(err, rdt.ErrUnsupported) {
+		log.Info("caches and memory bandwidth are neither seen nor partitioned", "reason", err)
+		return nil, nil
+	}
+	return x, err
 }
 
 // listen opens the addresses that others reach. What it has opened when it fails is returned too.
@@ -156,6 +184,33 @@ func (c *runCmd) listen() (endpoints []server.Endpoint, err error) {
 	return endpoints, add(c.APIListen, "--api-listen", always, server.Access{WebConfig: c.APIWebConfig, TokenFile: c.APITokenFile})
 }
 
+// kubeEvents starts what tells Kubernetes of decisions, if that is wanted. It ends with ctx; nothing waits for it.
+func (c *runCmd) kubeEvents(ctx context.Context, source pods.Source, log *slog.Logger) ([]func(*decisionlog.Entry), error) {
+	if !c.KubeEvents {
+		return nil, nil
+	}
+	o, err := kubeevents.InCluster()
+	if err != nil {
+		return nil, err
+	}
+	hostname, _ := os.Hostname() // NODE_NAME is better, and the chart sets it
+	o.Node, o.Log = cmp.Or(os.Getenv("NODE_NAME"), hostname, "unknown"), log
+	o.UID = func(namespace, name string) string {
+		for _, p := range source.Pods() {
+			if p.Namespace == namespace && p.Name == name {
+				return p.UID
+			}
+		}
+		return ""
+	}
+	poster, err := kubeevents.New(o)
+	if err != nil {
+		return nil, err
+	}
+	go poster.Run(ctx)
+	return []func(*decisionlog.Entry){poster.Sink}, nil
+}
+
 func (c *runCmd) decisionFiles() decisionlog.Files {
 	if c.DecisionLogFiles == 0 {
 		return decisionlog.Files{}
@@ -172,6 +227,7 @@ type parts struct {
 	source    pods.Source
 	endpoints []server.Endpoint
 	executor  *actuate.Executor
+	classes   *classes.Executor // may be nil
 	decisions *decisionlog.Log
 }
 
@@ -207,6 +263,9 @@ func (c *runCmd) serve(ctx context.Context, p parts) (err error) {
 	options := collect.Options{
 		Hierarchy: p.hierarchy, Clock: clock.System{}, Log: log, Caps: report.Capabilities(), OriginalCPUs: p.executor.OriginalCPUs,
 	}
+	if x := p.classes; x != nil {
+		options.Resctrl, options.MonitorGroup, options.RDT = x.FS(), x.MonitorGroup, collect.Facts(x.Info(), "/sys")
+	}
 	if options.Caps.Perf {
 		pool := perf.NewPool(perf.Options{})
 		defer func() { err = errors.Join(err, pool.Close()) }()
@@ -238,7 +297,7 @@ func (c *runCmd) serve(ctx context.Context, p parts) (err error) {
 	loop, err := agent.New(agent.Options{
 		Version: version, Hostname: hostname, Kernel: kernelRelease(),
 		Interval: c.Interval, Mode: policy.Mode(c.Mode), Realtime: c.Realtime, RunDir: c.RunDir, SourceKind: c.Pods,
-		Hierarchy: p.hierarchy, Tracer: tracer, Collector: collector, Executor: p.executor, Source: p.source,
+		Hierarchy: p.hierarchy, Tracer: tracer, Collector: collector, Executor: p.executor, Classes: p.classes, Source: p.source,
 		Policy: p.policy, WatchPolicy: c.watch(log), Capabilities: report, Instruments: instruments, Baselines: baselines, Decisions: p.decisions, Recorder: recorder,
 		Log: log, LogDropped: p.queue.Dropped, Clock: clock.System{},
 	})
