@@ -22,7 +22,6 @@ import (
 	"github.com/qos-agent/qos-agent/internal/clock"
 	"github.com/qos-agent/qos-agent/internal/collect"
 	"github.com/qos-agent/qos-agent/internal/decisionlog"
-	"github.com/qos-agent/qos-agent/internal/kubeevents"
 	"github.com/qos-agent/qos-agent/internal/page"
 	"github.com/qos-agent/qos-agent/internal/pods"
 	"github.com/qos-agent/qos-agent/internal/policy"
@@ -69,7 +68,6 @@ type runCmd struct {
 	DecisionLogDir   string `name:"decision-log-dir" placeholder:"DIR" help:"Directory of the decision log's files; default: the run directory."`
 	DecisionLogMiB   int    `name:"decision-log-mib" default:"4" help:"Size at which a file of the decision log is put aside, MiB."`
 	DecisionLogFiles int    `name:"decision-log-files" default:"3" help:"How many files of the decision log are kept; 0: none are written."`
-	KubeEvents       bool   `name:"kube-events" help:"Tell Kubernetes of cuts as Events of the pod; needs a service account that may create events of group events.k8s.io."`
 }
 
 // Validate is called by kong.
@@ -88,9 +86,6 @@ func (c *runCmd) Validate() error {
 	}
 	if c.RecordMaxMiB < 4 || c.RecordFileMiB < 1 || c.RecordMaxAge < 0 || c.RecordFileAge < time.Second {
 		return errors.New("--record-max-mib, --record-file-mib, --record-max-age, --record-file-age: want at least 4 MiB in all, 1 MiB and 1s a file, and no negative age")
-	}
-	if c.KubeEvents && c.Pods == "static" {
-		return errors.New("--kube-events: the pods of --pods static are not Kubernetes's")
 	}
 	if c.DecisionLogMiB < 1 || c.DecisionLogFiles < 0 {
 		return errors.New("--decision-log-mib, --decision-log-files: want at least 1 MiB and no negative number of files")
@@ -144,11 +139,7 @@ func (c *runCmd) Run(e env) (err error) {
 		return err
 	}
 	endpoints = append(endpoints, server.Endpoint{Listener: socket, Everything: true})
-	sinks, err := c.kubeEvents(e.ctx, source, log)
-	if err != nil {
-		return err
-	}
-	decisions, err := decisionlog.Open(decisionlog.Options{Files: c.decisionFiles(), Sinks: sinks, Log: log})
+	decisions, err := decisionlog.Open(decisionlog.Options{Files: c.decisionFiles(), Log: log})
 	if err != nil {
 		return err
 	}
@@ -182,33 +173,6 @@ func (c *runCmd) listen() (endpoints []server.Endpoint, err error) {
 	}
 	always := func(net.Listener) bool { return true }
 	return endpoints, add(c.APIListen, "--api-listen", always, server.Access{WebConfig: c.APIWebConfig, TokenFile: c.APITokenFile})
-}
-
-// kubeEvents starts what tells Kubernetes of decisions, if that is wanted. It ends with ctx; nothing waits for it.
-func (c *runCmd) kubeEvents(ctx context.Context, source pods.Source, log *slog.Logger) ([]func(*decisionlog.Entry), error) {
-	if !c.KubeEvents {
-		return nil, nil
-	}
-	o, err := kubeevents.InCluster()
-	if err != nil {
-		return nil, err
-	}
-	hostname, _ := os.Hostname() // NODE_NAME is better, and the chart sets it
-	o.Node, o.Log = cmp.Or(os.Getenv("NODE_NAME"), hostname, "unknown"), log
-	o.UID = func(namespace, name string) string {
-		for _, p := range source.Pods() {
-			if p.Namespace == namespace && p.Name == name {
-				return p.UID
-			}
-		}
-		return ""
-	}
-	poster, err := kubeevents.New(o)
-	if err != nil {
-		return nil, err
-	}
-	go poster.Run(ctx)
-	return []func(*decisionlog.Entry){poster.Sink}, nil
 }
 
 func (c *runCmd) decisionFiles() decisionlog.Files {
@@ -298,8 +262,9 @@ func (c *runCmd) serve(ctx context.Context, p parts) (err error) {
 		Version: version, Hostname: hostname, Kernel: kernelRelease(),
 		Interval: c.Interval, Mode: policy.Mode(c.Mode), Realtime: c.Realtime, RunDir: c.RunDir, SourceKind: c.Pods,
 		Hierarchy: p.hierarchy, Tracer: tracer, Collector: collector, Executor: p.executor, Classes: p.classes, Source: p.source,
-		Policy: p.policy, WatchPolicy: c.watch(log), Capabilities: report, Instruments: instruments, Baselines: baselines, Decisions: p.decisions, Recorder: recorder,
-		Log: log, LogDropped: p.queue.Dropped, Clock: clock.System{},
+		Policy: p.policy, WatchPolicy: c.watch(log), Capabilities: report, Instruments: instruments, Baselines: baselines, Decisions: p.decisions,
+		Recorder: recorder,
+		Log:      log, LogDropped: p.queue.Dropped, Clock: clock.System{},
 	})
 	if err != nil {
 		return err
