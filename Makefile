@@ -4,7 +4,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 GOFLAGS_BUILD = -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-unit test-kernel test-vm test-rig rig deps generate lint bench-load bench-bpf bench-cost bench-reaction clean
+.PHONY: help build demo test test-unit test-kernel test-vm test-rig rig deps generate lint bench-load bench-bpf bench-cost bench-reaction bench-rdt clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ bench-bpf: ## cost of the BPF programs per event (root)
 
 bench-cost: ## CPU time and memory of the daemon beside 10 and 150 containers (root, 3 minutes)
 	go run ./bench/agent cost
+
+bench-rdt: ## cache and bandwidth in a closed loop, on the emulated machine with RDT (20 minutes)
+	go run ./bench/rdt
 
 bench-reaction: ## from the start of a burst, and from the kernel's event, to the agent's write (root, 3 minutes)
 	go run ./bench/agent reaction

@@ -43,6 +43,8 @@ need /usr/include/pixman-1/pixman.h libpixman-1-dev
 need /usr/include/libfdt.h libfdt-dev
 need /usr/include/zlib.h zlib1g-dev
 need promtool prometheus                      # promtool checks metrics and alerts; the server is not used
+need chromium chromium                        # the live page, as people see it
+need tmux tmux                                # a terminal for qos-agent top
 missing=${missing# }
 
 # A kernel for the virtual machine can only be found in a package index.

@@ -27,6 +27,9 @@ var version = "dev"
 // cli is the command line. One file a subcommand.
 type cli struct {
 	Run      runCmd      `cmd:"" help:"Run the node daemon."`
+	Top      topCmd      `cmd:"" help:"Show pods, who hurts them and what is held, live."`
+	Explain  explainCmd  `cmd:"" help:"Say of a pod what it is, how it is, who hurts it, what was done and why, and what would help."`
+	Events   eventsCmd   `cmd:"" help:"Print the decision log."`
 	Policy   policyCmd   `cmd:"" help:"Check policies, or print the default one."`
 	Doctor   doctorCmd   `cmd:"" help:"Probe what this node can do, by doing it."`
 	Replay   replayCmd   `cmd:"" help:"Make the decisions of a recording again, as they were or by another policy."`
@@ -77,7 +80,7 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) (code
 		kong.Description("Colocation QoS node daemon: sees who hurts whom, acts in milliseconds, undoes everything."),
 		kong.Writers(stdout, stderr),
 		kong.Exit(func(code int) { panic(left{code}) }),
-		kong.Vars{"run_dir": "/run/qos-agent"},
+		kong.Vars{"run_dir": "/run/qos-agent", "top_sorts": topSorts()},
 	)
 	if err != nil {
 		fmt.Fprintf(stderr, "qos-agent: %v\n", err)

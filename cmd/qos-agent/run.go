@@ -18,6 +18,7 @@ import (
 	"github.com/qos-agent/qos-agent/internal/agent"
 	"github.com/qos-agent/qos-agent/internal/asynclog"
 	"github.com/qos-agent/qos-agent/internal/capability"
+	"github.com/qos-agent/qos-agent/internal/classes"
 	"github.com/qos-agent/qos-agent/internal/clock"
 	"github.com/qos-agent/qos-agent/internal/collect"
 	"github.com/qos-agent/qos-agent/internal/decisionlog"
@@ -30,6 +31,7 @@ import (
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
 	"github.com/qos-agent/qos-agent/pkg/ebpf"
 	"github.com/qos-agent/qos-agent/pkg/perf"
+	"github.com/qos-agent/qos-agent/pkg/rdt"
 )
 
 // Bounds of --interval. Below 10 ms a tick would cost more than it tells; above 10 s nobody is protected.
@@ -125,6 +127,13 @@ func (c *runCmd) Run(e env) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, executor.Close()) }()
+	resctrl, err := c.resctrl(first, hierarchy, log)
+	if err != nil {
+		return err
+	}
+	if resctrl != nil {
+		defer func() { err = errors.Join(err, resctrl.Close()) }()
+	}
 	socket, err := server.ListenUnix(c.RunDir)
 	if err != nil {
 		return err
@@ -135,7 +144,17 @@ func (c *runCmd) Run(e env) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, decisions.Close()) }()
-	return c.serve(e.ctx, parts{log, handler, first, hierarchy, source, endpoints, executor, decisions})
+	return c.serve(e.ctx, parts{log, handler, first, hierarchy, source, endpoints, executor, resctrl, decisions})
+}
+
+// resctrl opens what controls caches and memory bandwidth; nil where there is none, or it may not be used.
+func (c *runCmd) resctrl(first *policy.Compiled, h *cgroup.Hierarchy, log *slog.Logger) (*classes.Executor, error) {
+	x, err := classes.Open(classes.Options{RunDir: c.RunDir, Threads: h.Threads, MayMount: first.At(time.Now()).RDT.Mount, Log: log})
+	if errors.Is(err, rdt.ErrNotMounted) || errors.Is(err, rdt.ErrUnsupported) {
+		log.Info("caches and memory bandwidth are neither seen nor partitioned", "reason", err)
+		return nil, nil
+	}
+	return x, err
 }
 
 // listen opens the addresses that others reach. What it has opened when it fails is returned too.
@@ -172,6 +191,7 @@ type parts struct {
 	source    pods.Source
 	endpoints []server.Endpoint
 	executor  *actuate.Executor
+	classes   *classes.Executor // may be nil
 	decisions *decisionlog.Log
 }
 
@@ -207,6 +227,9 @@ func (c *runCmd) serve(ctx context.Context, p parts) (err error) {
 	options := collect.Options{
 		Hierarchy: p.hierarchy, Clock: clock.System{}, Log: log, Caps: report.Capabilities(), OriginalCPUs: p.executor.OriginalCPUs,
 	}
+	if x := p.classes; x != nil {
+		options.Resctrl, options.MonitorGroup, options.RDT = x.FS(), x.MonitorGroup, collect.Facts(x.Info(), "/sys")
+	}
 	if options.Caps.Perf {
 		pool := perf.NewPool(perf.Options{})
 		defer func() { err = errors.Join(err, pool.Close()) }()
@@ -238,9 +261,10 @@ func (c *runCmd) serve(ctx context.Context, p parts) (err error) {
 	loop, err := agent.New(agent.Options{
 		Version: version, Hostname: hostname, Kernel: kernelRelease(),
 		Interval: c.Interval, Mode: policy.Mode(c.Mode), Realtime: c.Realtime, RunDir: c.RunDir, SourceKind: c.Pods,
-		Hierarchy: p.hierarchy, Tracer: tracer, Collector: collector, Executor: p.executor, Source: p.source,
-		Policy: p.policy, WatchPolicy: c.watch(log), Capabilities: report, Instruments: instruments, Baselines: baselines, Decisions: p.decisions, Recorder: recorder,
-		Log: log, LogDropped: p.queue.Dropped, Clock: clock.System{},
+		Hierarchy: p.hierarchy, Tracer: tracer, Collector: collector, Executor: p.executor, Classes: p.classes, Source: p.source,
+		Policy: p.policy, WatchPolicy: c.watch(log), Capabilities: report, Instruments: instruments, Baselines: baselines, Decisions: p.decisions,
+		Recorder: recorder,
+		Log:      log, LogDropped: p.queue.Dropped, Clock: clock.System{},
 	})
 	if err != nil {
 		return err

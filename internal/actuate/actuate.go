@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/qos-agent/qos-agent/internal/journal"
 	"github.com/qos-agent/qos-agent/internal/knob"
 	"github.com/qos-agent/qos-agent/internal/policy"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
@@ -66,19 +67,6 @@ type Held struct {
 	Since   time.Time
 }
 
-// Busy is the error of Open and Restore when another agent holds the run directory.
-type Busy struct {
-	RunDir string
-	PID    int // 0 if it cannot be told
-}
-
-func (e *Busy) Error() string {
-	if e.PID == 0 {
-		return fmt.Sprintf("run dir %s: in use by another agent", e.RunDir)
-	}
-	return fmt.Sprintf("run dir %s: in use by another agent, pid %d", e.RunDir, e.PID)
-}
-
 // Executor owns the knobs. It is not for concurrent use.
 type Executor struct {
 	h       *cgroup.Hierarchy
@@ -88,7 +76,8 @@ type Executor struct {
 	batch   int // knobs per Audit
 	boot    string
 	lock    *os.File
-	journal *journal
+	runDir  string
+	journal *journal.File[record]
 	crash   func(string)
 
 	policy   Policy
@@ -139,12 +128,12 @@ type refusal struct {
 }
 
 // Open takes the run directory and adopts what a killed agent held there: it stays as it is until the first Apply. The error
-// is a *Busy if another agent runs.
+// is a *journal.Busy if another agent runs.
 func Open(o Options) (*Executor, error) {
 	if err := os.MkdirAll(o.RunDir, 0o755); err != nil {
-		return nil, fmt.Errorf("run dir %s: cannot be made: %w", o.RunDir, reason(err))
+		return nil, fmt.Errorf("run dir %s: cannot be made: %w", o.RunDir, journal.Reason(err))
 	}
-	lock, err := takeLock(o.RunDir)
+	lock, err := journal.Lock(o.RunDir, lockName)
 	if err != nil {
 		return nil, err
 	}
@@ -159,7 +148,7 @@ func Open(o Options) (*Executor, error) {
 // open is Open with the lock taken.
 func open(o Options, lock *os.File) (*Executor, error) {
 	e := &Executor{
-		h: o.Hierarchy, fs: o.FS, log: o.Log, now: o.Now, batch: o.AuditBatch, boot: o.BootID, lock: lock, crash: o.crash,
+		h: o.Hierarchy, fs: o.FS, log: o.Log, now: o.Now, batch: o.AuditBatch, boot: o.BootID, lock: lock, runDir: o.RunDir, crash: o.crash,
 		wants: make(map[knob.Target]*entry), held: make(map[knob.Target]*unit), dirty: make(map[knob.Target]bool),
 		retries: make(map[knob.Target]retry), refusals: make(map[refusal]uint64),
 	}
@@ -196,15 +185,15 @@ func open(o Options, lock *os.File) (*Executor, error) {
 		e.log.Warn("journal has lines that cannot be understood; knobs may not go back to what they were", "lines", past.damaged, "copy", kept, "error", err)
 	}
 	e.adopt(past)
-	e.journal, err = newJournal(o.RunDir, e.state(), e.crash)
+	e.journal, err = journal.Create(filepath.Join(o.RunDir, journalName), e.state(), e.crash)
 	if errors.Is(err, unix.ENOSPC) && past.boot == e.boot {
 		// Without room for a new journal the old one does, to put back what it says.
 		e.note(err)
-		e.journal, err = reopenJournal(o.RunDir, e.crash)
+		e.journal, err = journal.Reopen[record](filepath.Join(o.RunDir, journalName), e.crash)
 	}
 	if err != nil {
 		e.closeKnobs()
-		return nil, fmt.Errorf("run dir %s: %w", o.RunDir, reason(err))
+		return nil, fmt.Errorf("run dir %s: %w", o.RunDir, journal.Reason(err))
 	}
 	e.thawAdopted()
 	var st unix.Statfs_t
@@ -452,9 +441,9 @@ func (e *Executor) RestoreAll() []knob.Outcome {
 // Close lets go of the run directory. It does not restore; what is still held stays in the journal.
 func (e *Executor) Close() error {
 	e.closeKnobs()
-	err := e.journal.close()
+	err := e.journal.Close()
 	if len(e.order) == 0 && err == nil {
-		err = os.Remove(filepath.Join(e.journal.dir, journalName))
+		err = os.Remove(filepath.Join(e.runDir, journalName))
 	}
 	return errors.Join(err, e.lock.Close())
 }

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/qos-agent/qos-agent/internal/journal"
 	"github.com/qos-agent/qos-agent/internal/knob"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
 	"github.com/qos-agent/qos-agent/pkg/cgroup/cgrouptest"
@@ -200,13 +201,12 @@ func TestJournalCannotBeWritten(t *testing.T) {
 	before := cgrouptest.Snapshot(b.w)
 	held := []knob.Want{b.want("pod", knob.CPUIdle, n(1))}
 	b.e.Apply(held, b.policy)
-	good := b.e.journal.file
 	readOnly, err := os.Open(filepath.Join(b.runDir, journalName))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer readOnly.Close()
-	b.e.journal.file = readOnly
+	good := b.e.journal.Swap(readOnly)
 
 	// Nothing is touched for the first time, and what can go back goes back.
 	b.apply(results{knob.Failed: 1}, held[0], b.want("other", knob.CPUIdle, n(1)))
@@ -214,7 +214,7 @@ func TestJournalCannotBeWritten(t *testing.T) {
 	b.is("pod", "cpu.idle", "1")
 	b.apply(results{knob.Restored: 1})
 	b.unchanged(before)
-	b.e.journal.file = good
+	b.e.journal.Swap(good)
 }
 
 func TestRunDir(t *testing.T) {
@@ -232,7 +232,7 @@ func TestRunDir(t *testing.T) {
 	}
 
 	b := newBench(t, w)
-	var busy *Busy
+	var busy *journal.Busy
 	if _, err := Open(b.options()); !errors.As(err, &busy) || busy.PID != os.Getpid() || !strings.Contains(err.Error(), fmt.Sprint(os.Getpid())) {
 		t.Errorf("a second agent gets %v", err)
 	}

@@ -82,7 +82,7 @@ func (b *bench) open() {
 // kill ends the executor as kill -9 does: nothing is written any more, and the kernel closes its files.
 func (b *bench) kill() {
 	b.e.closeKnobs()
-	b.e.journal.close()
+	b.e.journal.Close()
 	b.e.lock.Close()
 	b.e = nil
 }

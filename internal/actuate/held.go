@@ -251,7 +251,7 @@ func (e *Executor) failed(u *unit, value cgroup.Value, err error) {
 func (e *Executor) gone(u *unit, o knob.Outcome) {
 	if !u.fresh {
 		// Without the record nothing bad happens: the group's number is not given out again.
-		e.note(e.journal.append([]record{{Op: opDrop, Group: u.Cgroup, Knob: u.Kind.String()}}, false))
+		e.note(e.journal.Append([]record{{Op: opDrop, Group: u.Cgroup, Knob: u.Kind.String()}}, false))
 	}
 	e.remove(u)
 	if en := e.wants[u.Target]; en != nil {

@@ -2,21 +2,18 @@ package actuate
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/crc32"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/qos-agent/qos-agent/internal/journal"
 	"github.com/qos-agent/qos-agent/internal/knob"
 )
 
 const (
+	lockName    = "lock"
 	journalName = "journal"
 	damagedName = "journal.damaged" // a copy of one that was not understood as a whole
 	// compactAt is the size from which the journal is rewritten, if it is mostly history.
@@ -25,8 +22,7 @@ const (
 	perKnob = 512
 )
 
-// The journal is lines of a checksum and a record. A torn last line is what a crash leaves and is dropped. Records of one
-// batch are appended by one write, before the batch begins; opDone says that the batch is over, and until then each knob of it
+// Records of one batch are appended by one write, before the batch begins; opDone says that the batch is over, and until then each knob of it
 // may show any of the values on its way.
 const (
 	opBoot = "boot" // first line: which run of the machine, which cgroup root
@@ -71,33 +67,6 @@ func (r *record) target() (knob.Target, bool) {
 	return knob.Target{Cgroup: r.Group, Kind: kind}, ok
 }
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-// checksumLen is eight digits and a blank.
-const checksumLen = 9
-
-func appendRecord(b []byte, r record) ([]byte, error) {
-	text, err := json.Marshal(r)
-	if err != nil {
-		return b, err
-	}
-	b = fmt.Appendf(b, "%08x ", crc32.Checksum(text, castagnoli))
-	return append(append(b, text...), '\n'), nil
-}
-
-// parseRecord reads one line without its newline.
-func parseRecord(line []byte) (record, error) {
-	var r record
-	if len(line) < checksumLen || line[checksumLen-1] != ' ' {
-		return r, errors.New("no checksum")
-	}
-	sum, text := line[:checksumLen-1], line[checksumLen:]
-	if want := fmt.Sprintf("%08x", crc32.Checksum(text, castagnoli)); want != string(sum) {
-		return r, errors.New("checksum is wrong")
-	}
-	return r, json.Unmarshal(text, &r)
-}
-
 // history is what a journal says in the end.
 type history struct {
 	boot, root string
@@ -113,8 +82,8 @@ func readHistory(text []byte) history {
 	for len(text) > 0 {
 		line, rest, whole := bytes.Cut(text, []byte("\n"))
 		text = rest
-		r, err := parseRecord(line)
-		if err != nil {
+		var r record
+		if err := journal.Parse(line, &r); err != nil {
 			if whole && len(rest) > 0 {
 				h.damaged++
 			}
@@ -165,16 +134,6 @@ func readHistory(text []byte) history {
 	return h
 }
 
-// journal is the open file. It is only ever appended to, or replaced as a whole.
-type journal struct {
-	dir  string
-	file *os.File
-	size int64
-	buf  []byte
-	// crash is a hook for tests that kill the process between two steps.
-	crash func(point string)
-}
-
 func loadHistory(dir string) (history, error) {
 	text, err := os.ReadFile(filepath.Join(dir, journalName))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -186,102 +145,7 @@ func loadHistory(dir string) (history, error) {
 	return readHistory(text), nil
 }
 
-// newJournal replaces the journal in dir by one with these records.
-func newJournal(dir string, records []record, crash func(string)) (*journal, error) {
-	j := &journal{dir: dir, crash: crash}
-	return j, j.replace(records)
-}
-
-// reopenJournal goes on with the journal in dir as it is.
-func reopenJournal(dir string, crash func(string)) (*journal, error) {
-	f, err := os.OpenFile(filepath.Join(dir, journalName), os.O_RDWR, 0)
-	if err != nil {
-		return nil, fmt.Errorf("journal: %w", err)
-	}
-	text, err := io.ReadAll(f)
-	if err != nil {
-		f.Close()
-		return nil, fmt.Errorf("journal: %w", err)
-	}
-	whole := bytes.LastIndexByte(text, '\n') + 1 // without a torn last line
-	return &journal{dir: dir, file: f, size: int64(whole), crash: crash}, nil
-}
-
-// replace writes a new file beside the old one and puts it into its place, so that there is a whole journal at any time.
-func (j *journal) replace(records []record) error {
-	text, err := j.encode(records)
-	if err != nil {
-		return err
-	}
-	name := filepath.Join(j.dir, journalName)
-	tmp, err := os.OpenFile(name+".new", os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return fmt.Errorf("journal: %w", err)
-	}
-	if _, err = tmp.Write(text); err == nil {
-		err = tmp.Sync()
-	}
-	j.crash("journal written anew")
-	if err == nil {
-		err = os.Rename(tmp.Name(), name)
-	}
-	if err != nil {
-		tmp.Close()
-		os.Remove(tmp.Name()) // half a file is of no use, and the room may be what is missing
-		return fmt.Errorf("journal: %w", err)
-	}
-	j.crash("journal replaced")
-	if j.file != nil {
-		j.file.Close()
-	}
-	j.file, j.size = tmp, int64(len(text))
-	return j.syncDir()
-}
-
-func (j *journal) syncDir() error {
-	d, err := os.Open(j.dir)
-	if err != nil {
-		return fmt.Errorf("journal: %w", err)
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil {
-		return fmt.Errorf("journal: %w", err)
-	}
-	return nil
-}
-
-func (j *journal) encode(records []record) ([]byte, error) {
-	b := j.buf[:0]
-	var err error
-	for _, r := range records {
-		if b, err = appendRecord(b, r); err != nil {
-			return nil, fmt.Errorf("journal: %w", err)
-		}
-	}
-	j.buf = b
-	return b, nil
-}
-
-// append adds records by one write, and waits until they are on the disk if sync is set. After an error the journal is as it
-// was before.
-func (j *journal) append(records []record, sync bool) error {
-	text, err := j.encode(records)
-	if err != nil {
-		return err
-	}
-	if _, err = j.file.WriteAt(text, j.size); err == nil && sync {
-		err = unix.Fdatasync(int(j.file.Fd()))
-	}
-	if err != nil {
-		j.file.Truncate(j.size) // what is left of a torn line is dropped by the reader, too
-		return fmt.Errorf("journal: %w", err)
-	}
-	j.size += int64(len(text))
-	j.crash("journal appended")
-	return nil
-}
-
 // bloated reports whether the journal is mostly history.
-func (j *journal) bloated(held int) bool { return j.size > compactAt && j.size > 4*perKnob*int64(held) }
-
-func (j *journal) close() error { return j.file.Close() }
+func bloated(j *journal.File[record], held int) bool {
+	return j.Size() > compactAt && j.Size() > 4*perKnob*int64(held)
+}

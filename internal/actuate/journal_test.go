@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/qos-agent/qos-agent/internal/journal"
 	"github.com/qos-agent/qos-agent/internal/knob"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
 	"github.com/qos-agent/qos-agent/pkg/cgroup/cgrouptest"
@@ -20,7 +21,7 @@ func encode(t *testing.T, records ...record) []byte {
 	var b []byte
 	var err error
 	for _, r := range records {
-		if b, err = appendRecord(b, r); err != nil {
+		if b, err = journal.Encode(b, r); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -98,8 +99,8 @@ func TestDamagedJournal(t *testing.T) {
 }
 
 func FuzzHistory(f *testing.F) {
-	text, _ := appendRecord(nil, hold("/a", "1", "1"))
-	more, _ := appendRecord(text, set("/a", "2"))
+	text, _ := journal.Encode(nil, hold("/a", "1", "1"))
+	more, _ := journal.Encode(text, set("/a", "2"))
 	f.Add(text)
 	f.Add(more)
 	f.Add([]byte("00000000 {}\n"))

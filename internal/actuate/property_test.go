@@ -124,7 +124,7 @@ func (m *model) maybeCrashing(do func()) {
 func (m *model) kill() {
 	m.crashIn = 0
 	m.e.closeKnobs()
-	m.e.journal.close()
+	m.e.journal.Close()
 	m.e.lock.Close()
 	m.open()
 }

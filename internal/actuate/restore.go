@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/qos-agent/qos-agent/internal/journal"
 	"github.com/qos-agent/qos-agent/internal/knob"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
 )
@@ -21,13 +22,13 @@ type Summary struct {
 }
 
 // Restore puts back what the journal of a dead agent holds. Options.Hierarchy may be nil: the journal knows the root.
-// It refuses with a *Busy while an agent runs. The error is not nil if anything failed; that stays in the journal. Without a
+// It refuses with a *journal.Busy while an agent runs. The error is not nil if anything failed; that stays in the journal. Without a
 // journal there is nothing to do.
 func Restore(o Options) (sum Summary, err error) {
 	if _, err := os.Stat(filepath.Join(o.RunDir, journalName)); errors.Is(err, fs.ErrNotExist) {
 		return sum, nil
 	}
-	lock, err := takeLock(o.RunDir)
+	lock, err := journal.Lock(o.RunDir, lockName)
 	if err != nil {
 		return sum, err
 	}

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/qos-agent/qos-agent/internal/journal"
 	"github.com/qos-agent/qos-agent/internal/knob"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
 	"github.com/qos-agent/qos-agent/pkg/cgroup/cgrouptest"
@@ -29,13 +30,13 @@ func testOpenThaws(_ *testing.T, b *bench) {
 func TestDamagedJournalIsKept(t *testing.T) {
 	b := newBench(t, cgrouptest.NewFake(t, cgroup.Unified))
 	b.kill()
-	j, err := newJournal(b.runDir, []record{
+	j, err := journal.Create(filepath.Join(b.runDir, journalName), []record{
 		{Op: opBoot, Boot: "this-boot"}, {Op: opHold, Group: "/pod", Knob: "memory.high", ID: 1, Original: "max", Now: "1000"},
 	}, func(string) {})
 	if err != nil {
 		t.Fatal(err)
 	}
-	j.close()
+	j.Close()
 	b.open()
 	text, err := os.ReadFile(filepath.Join(b.runDir, damagedName))
 	if err != nil || !strings.Contains(string(text), "memory.high") {
@@ -71,14 +72,14 @@ func TestJournalOfForbiddenGroup(t *testing.T) {
 	}
 	defer g.Close()
 	b.kill()
-	j, err := newJournal(b.runDir, []record{
+	j, err := journal.Create(filepath.Join(b.runDir, journalName), []record{
 		{Op: opBoot, Boot: "this-boot", Root: w.Hierarchy().Root()},
 		{Op: opHold, Group: "/kubepods", Knob: "cpu.weight", ID: g.ID(), Original: "1", Now: "100"},
 	}, func(string) {})
 	if err != nil {
 		t.Fatal(err)
 	}
-	j.close()
+	j.Close()
 	b.open()
 	b.results(results{}, b.e.RestoreAll())
 	if text, _ := w.Read("/kubepods", "cpu.weight"); text != "100\n" {

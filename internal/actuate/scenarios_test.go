@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/qos-agent/qos-agent/internal/journal"
 	"github.com/qos-agent/qos-agent/internal/knob"
 	"github.com/qos-agent/qos-agent/pkg/cgroup/cgrouptest"
 )
@@ -369,7 +370,7 @@ func testRestore(t *testing.T, b *bench) {
 	before := cgrouptest.Snapshot(b.w)
 	b.e.Apply([]knob.Want{b.want("pod", knob.CPUIdle, n(1)), b.want("w", knob.CPUSet, cpus(0)), b.want("x", knob.CPUIdle, n(1))}, b.policy)
 
-	var busy *Busy
+	var busy *journal.Busy
 	if _, err := Restore(b.options()); !errors.As(err, &busy) || busy.PID == 0 {
 		t.Errorf("restore beside an agent gives %v, want Busy with a pid", err)
 	}

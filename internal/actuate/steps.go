@@ -156,7 +156,7 @@ func (e *Executor) announce(units []*unit, steps []step) error {
 	if len(records) == 0 {
 		return nil
 	}
-	if err := e.journal.append(records, sync); err != nil {
+	if err := e.journal.Append(records, sync); err != nil {
 		return err
 	}
 	for _, u := range units {
@@ -305,10 +305,10 @@ func (e *Executor) conclude(units []*unit, steps []step, again bool) {
 		records = append(records, record{Op: opDone})
 	}
 	if len(records) > 0 {
-		e.note(e.journal.append(records, false))
+		e.note(e.journal.Append(records, false))
 	}
-	if e.journal.bloated(len(e.order)) {
-		e.note(e.journal.replace(e.state()))
+	if bloated(e.journal, len(e.order)) {
+		e.note(e.journal.Replace(e.state()))
 	}
 }
 

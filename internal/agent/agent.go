@@ -17,6 +17,7 @@ import (
 
 	"github.com/qos-agent/qos-agent/internal/actuate"
 	"github.com/qos-agent/qos-agent/internal/capability"
+	"github.com/qos-agent/qos-agent/internal/classes"
 	"github.com/qos-agent/qos-agent/internal/clock"
 	"github.com/qos-agent/qos-agent/internal/collect"
 	"github.com/qos-agent/qos-agent/internal/decisionlog"
@@ -46,6 +47,7 @@ type Options struct {
 	Tracer       *ebpf.Tracer // nil: run-queue wait is not measured, and the capabilities say why
 	Collector    *collect.Collector
 	Executor     *actuate.Executor
+	Classes      *classes.Executor // nil: the machine has no resctrl, or it may not be used
 	Source       pods.Source
 	Policy       *policy.Compiled // the first one
 	WatchPolicy  func(ctx context.Context, onChange func(*policy.Compiled, error))

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/qos-agent/qos-agent/internal/actuate"
+	"github.com/qos-agent/qos-agent/internal/clos"
 	"github.com/qos-agent/qos-agent/internal/control"
 	"github.com/qos-agent/qos-agent/internal/decide"
 	"github.com/qos-agent/qos-agent/internal/decisionlog"
@@ -67,6 +68,9 @@ type loop struct {
 
 	windows windows
 	writes  [knob.NumKinds][knob.NumResults]uint64
+
+	classWrites [len(classResources)][knob.NumResults]uint64
+	classNotes  map[clos.Note]bool // what was last said of the plan of classes
 }
 
 // policyState is the policy in force and how it came to be.
@@ -82,9 +86,10 @@ type policyState struct {
 
 func newLoop(a *Agent) *loop {
 	l := &loop{
-		Agent:  a,
-		decide: decide.New(),
-		began:  a.o.Clock.Now(),
+		Agent:      a,
+		decide:     decide.New(),
+		classNotes: map[clos.Note]bool{},
+		began:      a.o.Clock.Now(),
 		guard: sched.Guard{
 			Budget: budget, Period: budgetPeriod, Penalty: budgetPenalty,
 			Promote: sched.Realtime,
@@ -178,12 +183,14 @@ func (l *loop) onTick(due uint64) {
 		l.o.Recorder.State(l.decide.Checkpoint)
 	}
 	l.step(l.snapshot)
+	l.scanClasses()
 	l.windows.add(l.snapshot)
 	if start-l.rounds >= roundsEvery {
 		l.rounds = start
 		found := l.o.Executor.Audit()
 		l.record(found)
 		l.o.Recorder.Audit(found)
+		l.auditClasses()
 		l.report()
 		l.shareBaselines(start)
 		l.lastState, l.lastMetrics = kept[server.State]{}, kept[server.Metrics]{}
@@ -246,6 +253,7 @@ func (l *loop) step(s *signal.Snapshot) (wrote bool) {
 		l.setEventBound(0)
 		outcomes := l.o.Executor.Apply(nil, actuate.Policy{})
 		wrote = l.record(outcomes)
+		wrote = l.declassify() || wrote
 		l.o.Recorder.Step(s, nil, nil, outcomes)
 		return wrote
 	}
@@ -258,6 +266,7 @@ func (l *loop) step(s *signal.Snapshot) (wrote bool) {
 	if l.acting {
 		outcomes = l.o.Executor.Apply(d.Plan, actuate.Policy{Edits: d.Spec.Safety.ExternalEdits})
 		wrote = l.record(outcomes, d.Notes...)
+		wrote = l.classify(&d) || wrote
 	}
 	for i := range d.Notes {
 		l.note(s.Seq, &d.Notes[i], d.Spec.Mode)
@@ -353,6 +362,9 @@ func (l *loop) setPods() {
 	}
 	l.listed = true
 	l.o.Collector.SetPods(l.o.Source.Pods(), l.online)
+	if l.o.Classes != nil {
+		l.o.Classes.Pods(l.o.Source.Pods())
+	}
 }
 
 func (l *loop) online(p *signal.Pod) bool {
@@ -371,11 +383,12 @@ func (l *loop) restore() error {
 	outcomes := l.o.Executor.RestoreAll()
 	l.record(outcomes)
 	l.o.Recorder.Audit(outcomes)
+	groups, classErrs := l.restoreClasses()
 	if b := l.decide.Baselines(); len(b.Workloads) > 0 {
 		l.baselines <- &b // waits for the writer, for there is no next time
 	}
-	l.diary(decisionlog.Entry{Kind: decisionlog.KindAgent, Message: fmt.Sprintf("the agent ends: %d knobs were put back", len(outcomes))})
-	var errs []error
+	l.diary(decisionlog.Entry{Kind: decisionlog.KindAgent, Message: fmt.Sprintf("the agent ends: %d knobs were put back, %d resctrl groups removed", len(outcomes), groups)})
+	errs := classErrs
 	for _, o := range outcomes {
 		if o.Err != nil {
 			errs = append(errs, fmt.Errorf("put back %s of %s: %w", o.Kind, o.Cgroup, o.Err))

@@ -52,6 +52,7 @@ func (l *loop) metrics() *server.Metrics {
 	for _, h := range l.o.Executor.Held() {
 		m.KnobsHeld[h.Kind]++
 	}
+	l.classMetrics(m)
 	if l.snapshot != nil {
 		l.podMetrics(m)
 	}

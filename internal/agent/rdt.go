@@ -51,6 +51,7 @@ func (l *loop) nodeRDT(n *signal.Node) *server.NodeRDT {
 	out := &server.NodeRDT{
 		CLOSIDs: r.CLOSIDs, RMIDs: r.RMIDs, Ways: r.Ways, MinWays: r.MinWays, MBMinimum: r.MB.Min, MBStep: r.MB.Gran, Domains: []server.RDTDomain{},
 	}
+	out.Classes = l.heldClasses()
 	if len(r.Domains) > 0 {
 		out.WayBytes = r.Domains[0].WayBytes
 	}

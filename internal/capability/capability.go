@@ -14,6 +14,7 @@ import (
 	"github.com/qos-agent/qos-agent/internal/signal"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
 	"github.com/qos-agent/qos-agent/pkg/ebpf"
+	"github.com/qos-agent/qos-agent/pkg/rdt"
 )
 
 // Names of the probes whose outcome decisions depend on; the others are for people.
@@ -29,6 +30,11 @@ const (
 	GroupPSI     = "psi_group"
 	Realtime     = "realtime"
 	Perf         = "perf"
+
+	CacheAllocation     = "cache_allocation"
+	BandwidthAllocation = "bandwidth_allocation"
+	CacheMonitoring     = "cache_monitoring"
+	BandwidthMonitoring = "bandwidth_monitoring"
 )
 
 // Probe is the outcome of trying one feature.
@@ -50,6 +56,8 @@ type Options struct {
 
 	// Groups makes and opens groups; nil is the kernel's.
 	Groups Groups
+	// Resctrl is how resctrl is touched; nil is Sys + /fs/resctrl.
+	Resctrl rdt.Tree
 	// Trace loads and attaches the BPF programs and removes them again; nil is package ebpf's.
 	Trace func() error
 	// Alive reports whether a process runs; nil asks the kernel.
@@ -94,9 +102,15 @@ func specs() []spec {
 		{Realtime, false, "on a saturated node the agent waits for a CPU like everybody else and reacts later", "root, or CAP_SYS_NICE", (*prober).realtime},
 		{Perf, false, "cycles and cache misses of pods are not seen, so nobody is blamed for cache or memory bandwidth", "a machine, or a virtual machine with a PMU", (*prober).perf},
 		{"resctrl", false, "cache and memory bandwidth are neither seen nor partitioned", "a CPU with RDT (Intel) or QoS extensions (AMD), and a kernel with resctrl", (*prober).resctrl},
+		{CacheAllocation, false, "culprits cannot be given fewer ways of the last-level cache", withRDT, (*prober).cacheAllocation},
+		{BandwidthAllocation, false, "culprits cannot be given less memory bandwidth", withRDT, (*prober).bandwidthAllocation},
+		{CacheMonitoring, false, "how much cache a pod holds is not seen; suspects are told by their misses", withRDT, (*prober).cacheMonitoring},
+		{BandwidthMonitoring, false, "how much memory bandwidth a pod uses is not seen, so none is taken from anybody", withRDT, (*prober).bandwidthMonitoring},
 		{"cri", false, "pods of Kubernetes are not seen; a static pod file works", "start the container runtime or name its socket with --cri-endpoint", (*prober).cri},
 	}
 }
+
+const withRDT = "a CPU that has it, and resctrl mounted"
 
 const asRoot = "run as root on the host's cgroup tree, mounted writable"
 
@@ -170,6 +184,11 @@ func (r *Report) Capabilities() signal.Capabilities {
 		Freeze:   r.Has(Freezer),
 		GroupPSI: r.Has(GroupPSI),
 		Perf:     r.Has(Perf),
+
+		CacheAllocation:     r.Has(CacheAllocation),
+		BandwidthAllocation: r.Has(BandwidthAllocation),
+		CacheMonitoring:     r.Has(CacheMonitoring),
+		BandwidthMonitoring: r.Has(BandwidthMonitoring),
 	}
 }
 
@@ -213,6 +232,7 @@ type prober struct {
 	hierarchyErr error
 	open         map[string]cgroup.Group // probe groups by directory
 	made         []string                // probe groups to remove
+	rdt          *resctrl                // nil until a probe has asked for it
 }
 
 func newProber(o Options) *prober {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -21,6 +22,8 @@ import (
 	"github.com/qos-agent/qos-agent/internal/signal"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
 	"github.com/qos-agent/qos-agent/pkg/cgroup/cgrouptest"
+	"github.com/qos-agent/qos-agent/pkg/rdt"
+	"github.com/qos-agent/qos-agent/pkg/rdt/rdttest"
 )
 
 // fakeGroups makes probe groups in a fake tree, which has all its hierarchies' groups made at once.
@@ -279,35 +282,59 @@ func TestFilesThatLie(t *testing.T) {
 }
 
 func TestResctrl(t *testing.T) {
-	tests := []struct {
-		name      string
-		sys, proc map[string]string
-		want      string // found, or in front of it "!" and the reason
-		fix       string
+	all := rdttest.Machine{Ways: 11, CLOSIDs: 8, RMIDs: 64, MB: rdt.Percent, Old: true}
+	full := all
+	full.CLOSIDs = 1
+	for _, tt := range []struct {
+		name string
+		tree rdt.Tree
+		proc string // /proc/filesystems
+		// what each probe found, or in front of it "!" and the reason
+		resctrl, cat, mba, cmt, mbm string
+		fix                         string
 	}{
-		{"none", nil, map[string]string{"filesystems": "nodev\tsysfs\n"}, "!this CPU or this kernel does not have it", ""},
-		{"not mounted", nil, map[string]string{"filesystems": "nodev\tsysfs\nnodev\tresctrl\n"}, "!the CPU and the kernel have it, but it is not mounted", "mount -t resctrl resctrl "},
-		{"monitoring only", map[string]string{"fs/resctrl/schemata": "", "fs/resctrl/info/L3_MON/mon_features": "llc_occupancy\nmbm_total_bytes\n"}, nil,
-			"monitors llc_occupancy mbm_total_bytes", ""},
-		{"full", map[string]string{
-			"fs/resctrl/schemata": "L3:0=7ff\n", "fs/resctrl/info/L3/cbm_mask": "7ff\n", "fs/resctrl/info/L3/num_closids": "16\n",
-			"fs/resctrl/info/MB/bandwidth_gran": "10\n", "fs/resctrl/info/MB/min_bandwidth": "10\n",
-		}, nil, "L3 ways 7ff in 16 classes, MB from 10 in steps of 10", ""},
-		{"mounted and empty", map[string]string{"fs/resctrl/schemata": ""}, nil, "!mounted, but it controls and monitors nothing", ""},
-	}
-	for _, tt := range tests {
+		{name: "none", proc: "nodev\tsysfs\n", resctrl: "!this CPU or this kernel does not have it", cat: "!there is no resctrl",
+			mba: "!there is no resctrl", cmt: "!there is no resctrl", mbm: "!there is no resctrl"},
+		{name: "not mounted", proc: "nodev\tsysfs\nnodev\tresctrl\n", resctrl: "!the CPU and the kernel have it, but it is not mounted", cat: "!there is no resctrl",
+			mba: "!there is no resctrl", cmt: "!there is no resctrl", mbm: "!there is no resctrl", fix: "mount -t resctrl resctrl "},
+		{name: "all", tree: rdttest.New(all), resctrl: "mounted, 8 classes of service", cat: "L3: 11 ways, masks of 1 or more",
+			mba: "from 10 in steps of 10, in percent; threads of a core share the strictest limit", cmt: "1 domains, 64 groups at most", mbm: "1 domains, 64 groups at most"},
+		{name: "monitoring only", tree: rdttest.New(rdttest.Machine{RMIDs: 64, Domains: []int{0, 1}}), resctrl: "mounted",
+			cat: "!the CPU cannot partition its caches (CAT)", mba: "!the CPU cannot limit memory bandwidth (MBA)", cmt: "2 domains, 64 groups at most", mbm: "2 domains, 64 groups at most"},
+		{name: "code and data", tree: rdttest.New(rdttest.Machine{Ways: 20, MinBits: 2, Shareable: 0xc0000, CDP: true, Sparse: true}), resctrl: "mounted, 8 classes of service",
+			cat: "L3CODE: 20 ways, masks of 2 or more, with gaps, c0000 shared with devices; L3DATA: 20 ways, masks of 2 or more, with gaps, c0000 shared with devices; code and data apart (CDP)",
+			mba: "!the CPU cannot limit memory bandwidth (MBA)", cmt: "!the CPU does not tell how much cache a group holds (CMT)", mbm: "!the CPU does not tell how much memory bandwidth a group uses (MBM)"},
+		{name: "no class is free", tree: rdttest.New(full), resctrl: "mounted", cat: "L3: 11 ways, masks of 1 or more; not tried, as no class is free",
+			mba: "from 10 in steps of 10, in percent; threads of a core share the strictest limit; not tried, as no class is free", cmt: "1 domains, 64 groups at most", mbm: "1 domains, 64 groups at most"},
+		{name: "mounted and empty", tree: rdttest.New(rdttest.Machine{}), resctrl: "!mounted, but it controls and monitors nothing",
+			cat: "!the CPU cannot partition its caches (CAT)", mba: "!the CPU cannot limit memory bandwidth (MBA)",
+			cmt: "!the CPU does not tell how much cache a group holds (CMT)", mbm: "!the CPU does not tell how much memory bandwidth a group uses (MBM)"},
+	} {
 		t.Run(tt.name, func(t *testing.T) {
-			p := newProber(Options{Sys: writeTree(t, t.TempDir(), tt.sys), Proc: writeTree(t, t.TempDir(), tt.proc)})
-			got, err := p.resctrl(t.Context())
-			if err != nil {
-				got = "!" + err.Error()
+			p := newProber(Options{Sys: t.TempDir(), Proc: writeTree(t, t.TempDir(), map[string]string{"filesystems": tt.proc}), Resctrl: tt.tree})
+			for _, probe := range []struct {
+				name string
+				try  func(context.Context) (string, error)
+				want string
+			}{
+				{"resctrl", p.resctrl, tt.resctrl}, {CacheAllocation, p.cacheAllocation, tt.cat}, {BandwidthAllocation, p.bandwidthAllocation, tt.mba},
+				{CacheMonitoring, p.cacheMonitoring, tt.cmt}, {BandwidthMonitoring, p.bandwidthMonitoring, tt.mbm},
+			} {
+				got, err := probe.try(t.Context())
+				if err != nil {
+					got = "!" + err.Error()
+				}
+				if got != probe.want {
+					t.Errorf("%s: %q, want %q", probe.name, got, probe.want)
+				}
+				if a := (*advice)(nil); probe.name == "resctrl" && (errors.As(err, &a) != (tt.fix != "") || a != nil && !strings.HasPrefix(a.fix, tt.fix)) {
+					t.Errorf("advice %+v, want %q", a, tt.fix)
+				}
 			}
-			if got != tt.want {
-				t.Errorf("%q, want %q", got, tt.want)
-			}
-			a := (*advice)(nil)
-			if errors.As(err, &a) != (tt.fix != "") || a != nil && !strings.HasPrefix(a.fix, tt.fix) {
-				t.Errorf("advice %+v, want %q", a, tt.fix)
+			if fake, ok := tt.tree.(*rdttest.Fake); ok {
+				if groups, err := fake.Dirs(""); err != nil || slices.ContainsFunc(groups, func(g string) bool { return strings.HasPrefix(g, resctrlProbe) }) {
+					t.Errorf("left behind: %q, %v", groups, err)
+				}
 			}
 		})
 	}

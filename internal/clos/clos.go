@@ -1,13 +1,22 @@
-// Package clos plans classes of service: it maps what the controllers want for each pod to the few classes (CLOSIDs) that the
-// machine has. It is pure: the same limits and shares in the same order give the same plan, and where nothing changed nothing is
-// allocated.
+// Package clos plans classes of service (CLOS): it maps what the controllers want for each pod to the few classes that the machine
+// has. It is pure: the same limits and shares in the same order give the same plan, and where nothing changed nothing is allocated.
 package clos
+
+import (
+	"cmp"
+	"fmt"
+	"math/bits"
+	"slices"
+	"strings"
+
+	"github.com/qos-agent/qos-agent/internal/knob"
+)
 
 // Limits are what the machine and its other users leave to us. They change rarely.
 type Limits struct {
 	// CLOSIDs is how many control groups we may make: those of the machine, less the default group and those of others.
 	CLOSIDs int
-	// RMIDs is how many monitoring groups we may make beside our control groups.
+	// RMIDs is how many groups we may make, control and monitoring together. 0: the machine does not monitor.
 	RMIDs int
 	// L3 are the domains of the last-level cache by id; empty without cache allocation.
 	L3 []int
@@ -20,7 +29,7 @@ type Limits struct {
 	Shareable uint64
 	// Foreign are ways that groups of others have for themselves (exclusive mode): the kernel refuses masks over them.
 	Foreign uint64
-	// Taken are ways that groups of others are limited to: our limited classes keep out of them.
+	// Taken are ways that groups of others are limited to: our limited classes keep out of them as long as there is room.
 	Taken uint64
 	// MB are the domains of memory bandwidth by id; empty without bandwidth allocation.
 	MB []int
@@ -32,4 +41,498 @@ type Limits struct {
 	MBTotal               uint64
 	// OfflineFloor is the least number of ways that classes of offline pods keep, MBFloor the least percent.
 	OfflineFloor, MBFloor int
+}
+
+// Equal reports whether two limits are the same.
+func (l *Limits) Equal(m *Limits) bool {
+	return l.CLOSIDs == m.CLOSIDs && l.RMIDs == m.RMIDs && slices.Equal(l.L3, m.L3) && l.FullMask == m.FullMask && l.MinBits == m.MinBits &&
+		l.Sparse == m.Sparse && l.Shareable == m.Shareable && l.Foreign == m.Foreign && l.Taken == m.Taken && slices.Equal(l.MB, m.MB) &&
+		l.MBMin == m.MBMin && l.MBGran == m.MBGran && l.MBFull == m.MBFull && l.MBPercent == m.MBPercent && l.MBTotal == m.MBTotal &&
+		l.OfflineFloor == m.OfflineFloor && l.MBFloor == m.MBFloor
+}
+
+// Names of classes. Further ones are numbered: "offline-2", "own-2".
+const (
+	Online  = "online"
+	Offline = "offline"
+	Own     = "own"
+)
+
+// Note is a want that could not be met in full, and why.
+type Note struct{ Pod, Text string }
+
+// Planner makes plans. It remembers who was in which class, so that plans are stable. The zero value is ready.
+//
+// Offline pods are always in classes of ours, limited or not: a cut of all of them, or of the only one, is then one write of
+// schemata and moves no task. Classes of offline pods take ways from the lowest up, so that the more limited ones lie in the ways of
+// the less limited. Ways that an online pod has for itself are taken from the highest down, below those that devices fill too. Online
+// pods without ways of their own stay where they are (in the default group, with all ways) unless somebody has: then they have a
+// class that keeps out of those ways.
+type Planner struct {
+	begun  bool
+	limits Limits
+	shares []knob.Share
+	use    Limits            // limits without what is of no use
+	pods   []knob.Share      // shares without what is named twice
+	home   map[string]string // group of a pod -> class in the last plan
+	plan   knob.ClassPlan
+	notes  []Note
+}
+
+// Plan turns shares into classes. The plan is valid until the next call. changed says that it may differ from the last; where it is
+// false nothing was looked at.
+func (p *Planner) Plan(l *Limits, shares []knob.Share) (plan *knob.ClassPlan, changed bool) {
+	if p.begun && p.limits.Equal(l) && slices.Equal(p.shares, shares) {
+		return &p.plan, false
+	}
+	p.begun = true
+	p.limits = *l
+	p.limits.L3, p.limits.MB = slices.Clone(l.L3), slices.Clone(l.MB)
+	p.shares = append(p.shares[:0], shares...)
+	p.notes = nil
+	p.make()
+	return &p.plan, true
+}
+
+// Notes are the wants that the last plan does not meet in full.
+func (p *Planner) Notes() []Note { return p.notes }
+
+func (p *Planner) note(pod, format string, args ...any) {
+	p.notes = append(p.notes, Note{pod, fmt.Sprintf(format, args...)})
+}
+
+// bucket is pods that are to have the same.
+type bucket struct {
+	name    string
+	ways    int // 0 without cache allocation
+	percent int // 100 without limit or bandwidth allocation
+	mask    uint64
+	free    bool // nobody limits it
+	cache   knob.Part
+	band    knob.Part
+	pods    []knob.MemberPod
+}
+
+func (p *Planner) make() {
+	l := &p.use
+	*l = p.limits
+	if room := bits.OnesCount64(l.run(l.FullMask &^ l.Foreign)); len(l.L3) > 0 && room < max(l.MinBits, 1) {
+		p.note("", "groups of others have nearly all ways for themselves: the cache is left alone")
+		l.L3 = nil
+	}
+	p.unite()
+	p.plan.Classes, p.plan.Watch = nil, nil
+	var buckets []bucket
+	if len(l.L3)+len(l.MB) > 0 {
+		buckets = p.classes()
+	}
+	home := make(map[string]string)
+	for i := range buckets {
+		b := &buckets[i]
+		for _, pod := range b.pods {
+			home[pod.Cgroup] = b.name
+		}
+		p.plan.Classes = append(p.plan.Classes, p.class(b))
+	}
+	slices.SortFunc(p.plan.Classes, func(a, b knob.Class) int { return strings.Compare(a.Name, b.Name) })
+	p.home = home
+	p.watch()
+}
+
+// unite drops pods whose group is another's already.
+func (p *Planner) unite() {
+	p.pods = p.pods[:0]
+	seen := make(map[string]string, len(p.shares))
+	for _, s := range p.shares {
+		if other, ok := seen[s.Cgroup]; ok {
+			p.note(s.Pod, "its group is %s's already", other)
+			continue
+		}
+		seen[s.Cgroup] = s.Pod
+		p.pods = append(p.pods, s)
+	}
+}
+
+func (p *Planner) classes() []bucket {
+	l := &p.use
+	if l.CLOSIDs <= 0 {
+		if len(p.pods) > 0 {
+			p.note("", "no class of service is left for us: nobody can be limited")
+		}
+		return nil
+	}
+	owners := p.owners()
+	space := p.space(owners)
+	owners = space.owners
+
+	need := len(owners)
+	if need > 0 && p.othersOnline(owners) {
+		need++
+	}
+	offline := p.offline(space)
+	// Half of the classes at most are kept for online pods: whoever cannot be told from a culprit is cut with it.
+	kept := min(need, l.CLOSIDs/2)
+	offline = p.squeeze(offline, l.CLOSIDs-kept)
+	left := l.CLOSIDs - len(offline)
+
+	var out []bucket
+	for i, s := range owners {
+		if left == 0 {
+			p.note(s.Pod, "no class of service is left to give it ways of its own")
+			space.release(i)
+			continue
+		}
+		left--
+		out = append(out, bucket{ways: bits.OnesCount64(space.own[i]), mask: space.own[i], percent: 100, cache: s.Ways, pods: []knob.MemberPod{{Pod: s.Pod, Cgroup: s.Cgroup}}})
+	}
+	if len(out) > 0 && p.othersOnline(owners) {
+		if left > 0 {
+			out = append(out, p.rest(space, owners))
+		} else {
+			p.note("", "no class of service is left to keep other online pods out of ways that one has for itself")
+		}
+	}
+	p.name(out, Own)
+	p.name(offline, Offline)
+	return append(out, offline...)
+}
+
+// owners are the online pods that are to have ways for themselves.
+func (p *Planner) owners() []knob.Share {
+	if len(p.use.L3) == 0 {
+		return nil
+	}
+	var out []knob.Share
+	for _, s := range p.pods {
+		if s.Role == knob.RoleOnline && s.Own && s.Ways.N > 0 {
+			out = append(out, s)
+		}
+	}
+	// Those that had some before come first: they keep them.
+	slices.SortStableFunc(out, func(a, b knob.Share) int { return cmp.Compare(p.strange(a), p.strange(b)) })
+	return out
+}
+
+// strange is 0 for a pod that has ways of its own already, 1 for others.
+func (p *Planner) strange(s knob.Share) int {
+	if strings.HasPrefix(p.home[s.Cgroup], Own) {
+		return 0
+	}
+	return 1
+}
+
+func (p *Planner) othersOnline(owners []knob.Share) bool {
+	for _, s := range p.pods {
+		if s.Role == knob.RoleOnline && !slices.ContainsFunc(owners, func(o knob.Share) bool { return o.Cgroup == s.Cgroup }) {
+			return true
+		}
+	}
+	return false
+}
+
+// space is how the ways are divided.
+type space struct {
+	room    uint64 // all ways that a class of ours may have
+	own     []uint64
+	owners  []knob.Share
+	offline uint64 // what classes of offline pods are made of
+}
+
+// run gives of a set of ways what one mask can hold: all of it if masks may have gaps, else its longest run, the lowest of equals.
+func (l *Limits) run(set uint64) uint64 {
+	if l.Sparse {
+		return set
+	}
+	var best uint64
+	for set != 0 {
+		from := bits.TrailingZeros64(set)
+		n := bits.TrailingZeros64(^(set >> from))
+		one := lowest(set, n)
+		if n > bits.OnesCount64(best) {
+			best = one
+		}
+		set &^= one
+	}
+	return best
+}
+
+// lowest is the n lowest ones of a set.
+func lowest(set uint64, n int) uint64 {
+	var out uint64
+	for ; n > 0 && set != 0; n-- {
+		bit := set & -set
+		out |= bit
+		set &^= bit
+	}
+	return out
+}
+
+// highest is the n highest ones of a set.
+func highest(set uint64, n int) uint64 {
+	return set &^ lowest(set, bits.OnesCount64(set)-n)
+}
+
+func (p *Planner) space(owners []knob.Share) space {
+	l := &p.use
+	var s space
+	if len(l.L3) == 0 {
+		return s
+	}
+	s.room = l.run(l.FullMask &^ l.Foreign)
+	quiet := l.run(s.room &^ l.Taken)
+	floor := max(l.MinBits, l.OfflineFloor, 1)
+	if bits.OnesCount64(quiet) < floor {
+		if s.room != 0 {
+			p.note("", "groups of others are limited to nearly all ways: ours overlap with them")
+		}
+		quiet = s.room
+	}
+	ownable := l.run(quiet &^ l.Shareable)
+	s.offline = quiet
+	for _, o := range owners {
+		n := max(o.Ways.N, l.MinBits)
+		left := bits.OnesCount64(l.run(quiet&^above(ownable)&^union(s.own))) - floor
+		if had := min(n, left, bits.OnesCount64(ownable)); had < max(l.MinBits, 1) {
+			p.note(o.Pod, "no ways are left to give it some of its own")
+			continue
+		} else if had < n {
+			p.note(o.Pod, "gets %d ways of its own instead of %d: the others need the rest", had, n)
+			n = had
+		}
+		mask := highest(ownable, n)
+		ownable &^= mask
+		s.own = append(s.own, mask)
+		s.owners = append(s.owners, o)
+	}
+	s.offline = l.run(quiet &^ union(s.own))
+	return s
+}
+
+// above is all ways above a set's highest: what a mask below it cannot reach across ways that somebody owns.
+func above(set uint64) uint64 {
+	if set == 0 {
+		return 0
+	}
+	return ^uint64(0) << bits.Len64(set)
+}
+
+func union(masks []uint64) uint64 {
+	var all uint64
+	for _, m := range masks {
+		all |= m
+	}
+	return all
+}
+
+// release takes back the ways of the owner at i. They stay unused until the next plan.
+func (s *space) release(i int) { s.own[i] = 0 }
+
+// rest is the class of online pods that have no ways of their own, while others have.
+func (p *Planner) rest(s space, owners []knob.Share) bucket {
+	b := bucket{name: Online, percent: 100, mask: p.use.run(s.room &^ union(s.own))}
+	b.ways = bits.OnesCount64(b.mask)
+	for _, sh := range p.pods {
+		if sh.Role == knob.RoleOnline && !slices.ContainsFunc(owners, func(o knob.Share) bool { return o.Cgroup == sh.Cgroup }) {
+			b.pods = append(b.pods, knob.MemberPod{Pod: sh.Pod, Cgroup: sh.Cgroup})
+		}
+	}
+	return b
+}
+
+// offline groups the offline pods by what they are to have, least limited first.
+func (p *Planner) offline(s space) []bucket {
+	l := &p.use
+	all := bits.OnesCount64(s.offline)
+	floor := min(max(l.MinBits, l.OfflineFloor, 1), all)
+	var out []bucket
+	for i := range p.pods {
+		sh := &p.pods[i]
+		if sh.Role != knob.RoleOffline {
+			continue
+		}
+		b := bucket{percent: 100, free: true}
+		if len(l.L3) > 0 {
+			if b.ways = all; sh.Ways.N > 0 {
+				b.ways = min(max(sh.Ways.N, floor), all)
+				b.free, b.cache = false, sh.Ways
+				if b.ways > sh.Ways.N {
+					p.note(sh.Pod, "keeps %d ways: no class may have fewer", b.ways)
+				}
+			}
+		}
+		if len(l.MB) > 0 && sh.MB.N > 0 && sh.MB.N < 100 {
+			if l.MBPercent || l.MBTotal > 0 {
+				b.percent = max(sh.MB.N, l.MBFloor)
+				b.free, b.band = false, sh.MB
+			} else {
+				p.note(sh.Pod, "keeps its bandwidth: this machine's limits are not in percent, and how much it has is not known")
+			}
+		}
+		at := slices.IndexFunc(out, func(o bucket) bool {
+			return o.ways == b.ways && p.value(o.percent) == p.value(b.percent) && o.free == b.free
+		})
+		if at < 0 {
+			at = len(out)
+			out = append(out, b)
+		}
+		out[at].pods = append(out[at].pods, knob.MemberPod{Pod: sh.Pod, Cgroup: sh.Cgroup})
+	}
+	slices.SortStableFunc(out, func(a, b bucket) int {
+		return cmp.Or(cmp.Compare(boolean(b.free), boolean(a.free)), cmp.Compare(b.ways, a.ways), cmp.Compare(b.percent, a.percent))
+	})
+	for i := range out {
+		out[i].mask = lowest(s.offline, out[i].ways)
+	}
+	return out
+}
+
+func boolean(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// squeeze merges classes of offline pods until there are no more than n, those first that differ least; the tighter limits win. Pods
+// that nobody limits are kept apart as long as there is any other way.
+func (p *Planner) squeeze(buckets []bucket, n int) []bucket {
+	for len(buckets) > max(n, 1) {
+		best, at := 0, [2]int{}
+		for i := range buckets {
+			for j := i + 1; j < len(buckets); j++ {
+				a, b := &buckets[i], &buckets[j]
+				d := 1 + 100*abs(a.ways-b.ways)/max(bits.OnesCount64(p.use.FullMask), 1) + abs(a.percent-b.percent)
+				if a.free != b.free {
+					d += 1000
+				}
+				if best == 0 || d < best {
+					best, at = d, [2]int{i, j}
+				}
+			}
+		}
+		a, b := &buckets[at[0]], &buckets[at[1]]
+		p.lose(a, b)
+		p.lose(b, a)
+		if b.ways < a.ways {
+			a.ways, a.mask, a.cache = b.ways, b.mask, b.cache
+		}
+		if b.percent < a.percent {
+			a.percent, a.band = b.percent, b.band
+		}
+		a.free = a.free && b.free
+		a.pods = append(a.pods, b.pods...)
+		buckets = slices.Delete(buckets, at[1], at[1]+1)
+	}
+	return buckets
+}
+
+// lose notes the pods of a that get less because they are merged with b.
+func (p *Planner) lose(a, b *bucket) {
+	if b.ways < a.ways || b.percent < a.percent {
+		for _, pod := range a.pods {
+			p.note(pod.Pod, "is held to %d ways and %d%% of bandwidth as others are: no class of service is left for it alone", min(a.ways, b.ways), min(a.percent, b.percent))
+		}
+	}
+}
+
+func abs(n int) int { return max(n, -n) }
+
+// name gives each bucket without a name the one that most of its pods had, and new ones to the rest.
+func (p *Planner) name(buckets []bucket, base string) {
+	taken := map[string]bool{}
+	for {
+		best, at, name := 0, -1, ""
+		for i := range buckets {
+			if buckets[i].name != "" {
+				continue
+			}
+			count := map[string]int{}
+			for _, pod := range buckets[i].pods {
+				had := p.home[pod.Cgroup]
+				if !is(had, base) || taken[had] {
+					continue
+				}
+				count[had]++
+				if n := count[had]; n > best || n == best && at == i && had < name {
+					best, at, name = n, i, had
+				}
+			}
+		}
+		if at < 0 {
+			break
+		}
+		buckets[at].name, taken[name] = name, true
+	}
+	next := 1
+	for i := range buckets {
+		for buckets[i].name == "" {
+			if name := numbered(base, next); !taken[name] {
+				buckets[i].name, taken[name] = name, true
+			}
+			next++
+		}
+	}
+}
+
+func numbered(base string, n int) string {
+	if n == 1 {
+		return base
+	}
+	return fmt.Sprintf("%s-%d", base, n)
+}
+
+// is reports whether name is base or a numbered one of it.
+func is(name, base string) bool { return name == base || strings.HasPrefix(name, base+"-") }
+
+// value is a limit of bandwidth in the machine's unit.
+func (p *Planner) value(percent int) uint64 {
+	l := &p.use
+	if percent >= 100 || !l.MBPercent && l.MBTotal == 0 {
+		return l.MBFull
+	}
+	v := uint64(percent)
+	gran := max(l.MBGran, 1)
+	if l.MBPercent {
+		v = (v + gran - 1) / gran * gran // as the kernel does
+	} else {
+		v = l.MBTotal * v / 100 / gran * gran
+	}
+	return min(max(v, l.MBMin), l.MBFull)
+}
+
+func (p *Planner) class(b *bucket) knob.Class {
+	c := knob.Class{Name: b.name, Ways: b.ways, Cache: b.cache, Bandwidth: b.band, Pods: b.pods}
+	for _, d := range p.use.L3 {
+		c.L3 = append(c.L3, knob.DomainValue{Domain: d, Value: b.mask})
+	}
+	for _, d := range p.use.MB {
+		c.MB = append(c.MB, knob.DomainValue{Domain: d, Value: p.value(b.percent)})
+	}
+	if b.percent < 100 && len(p.use.MB) > 0 {
+		c.MBPercent = b.percent
+	}
+	slices.SortStableFunc(c.Pods, func(a, b knob.MemberPod) int { return strings.Compare(a.Cgroup, b.Cgroup) })
+	return c
+}
+
+// watch says who is measured: online pods first, as far as ids go.
+func (p *Planner) watch() {
+	left := p.use.RMIDs - len(p.plan.Classes)
+	without := 0
+	for _, role := range []knob.Role{knob.RoleOnline, knob.RoleOffline} {
+		for _, s := range p.pods {
+			if s.Role != role || p.use.RMIDs == 0 {
+				continue
+			}
+			if left <= 0 {
+				without++
+				continue
+			}
+			left--
+			p.plan.Watch = append(p.plan.Watch, knob.MemberPod{Pod: s.Pod, Cgroup: s.Cgroup})
+		}
+	}
+	if without > 0 {
+		p.note("", "%d pods are not monitored: no monitoring id (RMID) is left", without)
+	}
 }

@@ -54,7 +54,8 @@ type counting struct {
 	retry  backoff
 	at     time.Duration // of counts; 0: none
 	counts perf.Counts
-	scarce bool // it was said that its counters ran less than half of the time
+	scarce bool // its counters ran less than half of the time at the last reading
+	said   bool // that was said
 }
 
 // rankEvery is the time between two choices of who is counted when there are too many.
@@ -219,7 +220,8 @@ func (t *totals) count(n, before *perf.Counts) {
 // sayScarce says once of a container that its counts are more extrapolated than counted.
 func (c *Collector) sayScarce(ct *container) {
 	scarce := ct.sample.Perf.RunningPercent < 50
-	if scarce && !ct.perf.scarce {
+	if scarce && !ct.perf.said {
+		ct.perf.said = true // once; how many there are now is a metric
 		c.log.Warn("hardware counters are shared with others and run less than half of the time; counts are extrapolated",
 			"group", ct.group, "percent", ct.sample.Perf.RunningPercent)
 	}

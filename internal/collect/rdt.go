@@ -258,14 +258,6 @@ func Facts(info *rdt.Info, sys string) signal.RDT {
 	return out
 }
 
-// RDTCapabilities is which of its features are there.
-func RDTCapabilities(info *rdt.Info, caps *signal.Capabilities) {
-	caps.CacheAllocation = info.Cache("L3") != nil
-	caps.BandwidthAllocation = info.MB != nil
-	caps.CacheMonitoring = info.Mon != nil && info.Mon.Occupancy
-	caps.BandwidthMonitoring = info.Mon != nil && info.Mon.Total
-}
-
 // domains finds the last-level caches by the ids that resctrl uses. ways is how many bits their masks have; without masks the number of
 // ways that sysfs tells stands in.
 func domains(sys string, ways int) []signal.RDTDomain {

@@ -44,7 +44,10 @@ type Inputs struct {
 	WaitSeconds      float64 `json:"waitSeconds,omitempty"`      // the victim's run-queue wait: p99 of the window, or the single wait that was too long
 	BeforeSeconds    float64 `json:"beforeSeconds,omitempty"`    // its p99 before the cut that is judged here
 	ObjectiveSeconds float64 `json:"objectiveSeconds,omitempty"` // what it was promised
-	ShareRatio       float64 `json:"shareRatio,omitempty"`       // the pod's part of the victim's wait, 0 to 1
+	CPI              float64 `json:"cpi,omitempty"`              // the victim's cycles per instruction
+	CPIBefore        float64 `json:"cpiBefore,omitempty"`        // and before the cut that is judged here
+	CPIFence         float64 `json:"cpiFence,omitempty"`         // what is normal at most
+	ShareRatio       float64 `json:"shareRatio,omitempty"`       // the pod's part of the victim's trouble, 0 to 1
 	Belief           int     `json:"belief,omitempty"`           // that cutting this pod helps this victim, 0 to 100
 	PauseSeconds     float64 `json:"pauseSeconds,omitempty"`     // how long this will not be tried again
 }

@@ -78,7 +78,7 @@ func (n *node) State(context.Context) (*server.State, error) {
 		if n.full {
 			c.Signals.Pressure = &server.Pressure{SpanSeconds: 1, CPUSomeRatio: w / 2, MemorySomeRatio: w / 50, IOSomeRatio: w / 20}
 			c.Signals.Perf = &server.Perf{SpanSeconds: 1, CPI: 0.8 + w, MPKI: 3 * w, RunningRatio: 1}
-			c.Signals.RDT = &server.RDT{OccupancyBytes: uint64(w * 8e6), BandwidthBytesPerSecond: w * 2e9}
+			c.Signals.RDT = &server.RDT{State: "ok", OccupancyBytes: uint64(w * 8e6), BandwidthBytesPerSecond: w * 2e9}
 		}
 		s.Pods = append(s.Pods, server.Pod{Namespace: ns, Name: name, UID: fmt.Sprint("u", i), Class: class, ClassRule: "preset qos-agent", QoSClass: "Burstable", Containers: []server.Container{c}})
 		if class == "offline" {

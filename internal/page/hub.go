@@ -38,6 +38,7 @@ type hub struct {
 	mu      sync.Mutex
 	readers map[*reader]bool
 	running bool
+	last    func() []byte // the full frame that belongs to the last delta; nil: none was sent since run began
 }
 
 // reader is an open page.
@@ -55,9 +56,13 @@ func (h *hub) join() (*reader, error) {
 	}
 	r := &reader{frames: make(chan []byte, queued), behind: true}
 	h.readers[r] = true
-	if !h.running {
+	switch {
+	case !h.running:
 		h.running = true
 		go h.run()
+	case h.last != nil: // it need not wait for the next
+		r.frames <- h.last()
+		r.behind = false
 	}
 	return r, nil
 }
@@ -78,27 +83,29 @@ func (h *hub) run() {
 		if err != nil {
 			text, _ := json.Marshal(err.Error()) // a string can always be encoded
 			delta = event("stale", text)
-			full = func() []byte { return delta }
 		}
-		if !h.send(delta, full, err == nil) {
+		if !h.send(delta, full) {
 			return
 		}
 		<-t.C
 	}
 }
 
-// send hands a frame out, and reports whether there is anybody left.
-func (h *hub) send(delta []byte, full func() []byte, complete bool) bool {
+// send hands a frame out, and reports whether there is anybody left. Without full it is no frame but a word, for everybody.
+func (h *hub) send(delta []byte, full func() []byte) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if len(h.readers) == 0 {
-		h.running = false
+		h.running, h.last = false, nil
 		return false
+	}
+	if full != nil {
+		h.last = full
 	}
 	var whole []byte
 	for r := range h.readers {
 		frame := delta
-		if r.behind {
+		if r.behind && full != nil {
 			if whole == nil {
 				whole = full()
 			}
@@ -106,7 +113,7 @@ func (h *hub) send(delta []byte, full func() []byte, complete bool) bool {
 		}
 		select {
 		case r.frames <- frame:
-			r.behind = r.behind && !complete
+			r.behind = r.behind && full == nil
 		default:
 			r.behind = true
 		}

@@ -58,6 +58,8 @@ type trouble struct {
 	Objective float64      `json:"objective,omitempty"`
 	Stall     float64      `json:"stall,omitempty"`
 	StallMax  float64      `json:"stallMax,omitempty"`
+	CPI       float64      `json:"cpi,omitempty"`
+	CPIFence  float64      `json:"cpiFence,omitempty"`
 	Blame     []blameShare `json:"blame,omitempty"`
 	Culprits  []string     `json:"culprits,omitempty"`
 }
@@ -147,6 +149,9 @@ func troubles(s *server.State) (list []trouble, hidden int) {
 		t := trouble{Pod: v.Namespace + "/" + v.Pod, Container: v.Container, Axis: v.Axis, Level: v.Level, Reason: v.Reason,
 			Since: s.At.Add(-time.Duration(v.SinceSeconds * float64(time.Second))).Round(time.Second).Unix(),
 			P99:   round(e.P99Seconds, 6), Objective: e.ObjectiveSeconds, Stall: round(e.StallRatio, 3), StallMax: e.StallObjectiveRatio}
+		if e.CPI != nil {
+			t.CPI, t.CPIFence = round(e.CPI.CPI, 2), round(e.CPI.CPIFence, 2)
+		}
 		for _, b := range v.Blame[:min(len(v.Blame), blameShown)] {
 			t.Blame = append(t.Blame, blameShare{partyName(b.Culprit), round(b.Ratio, 3)})
 		}
@@ -227,8 +232,8 @@ func row(levels string, s *server.Signals) string {
 	num(s.Pressure != nil, p.IOSomeRatio*1000)
 	num(s.Perf != nil && h.CPI > 0, h.CPI*100)                            // hundredths
 	num(s.Perf != nil && h.CPI > 0, h.MPKI*100)                           // hundredths
-	num(s.RDT != nil, float64(r.OccupancyBytes)/(1<<10))                  // KiB
-	num(s.RDT != nil, r.BandwidthBytesPerSecond/1e6)                      // MB/s
+	num(r.State == "ok", float64(r.OccupancyBytes)/(1<<10))               // KiB
+	num(r.State == "ok", r.BandwidthBytesPerSecond/1e6)                   // MB/s
 	num(s.Wait != nil && w.AgeSeconds > staleRow.Seconds(), w.AgeSeconds) // s; only when it matters
 	return string(append(b, ']'))
 }

@@ -25,6 +25,8 @@ type Options struct {
 	Policy *policy.Compiled
 	// Verify compares every decision with the recorded digest. Not with Policy.
 	Verify bool
+	// ReadOnly decides nothing: Each gets no decisions.
+	ReadOnly bool
 	// KeepGoing goes on after the first difference of Verify.
 	KeepGoing bool
 	// From and To bound what is replayed; zero: all. The replay itself begins at a checkpoint before From.
@@ -274,7 +276,7 @@ func (r *run) step(s *trace.Step, wanted bool) (more bool, err error) {
 	if wanted {
 		r.count(s)
 	}
-	if s.Policy == nil {
+	if s.Policy == nil || r.o.ReadOnly {
 		if wanted && r.o.Each != nil {
 			r.o.Each(s, nil)
 		}

@@ -145,6 +145,7 @@ func (r *Report) Step(s *trace.Step, d *decide.Decision) {
 func (r *Report) bin(at time.Duration) int {
 	for int(at/r.width) >= points {
 		r.width *= 2
+		r.n = (r.n + 1) / 2
 		for _, p := range r.pods {
 			p.p99, p.objective, p.level = halve(p.p99, larger), halve(p.objective, larger), halve(p.level, larger)
 			p.may = halve(p.may, smaller)

@@ -31,6 +31,8 @@ type Metrics struct {
 	Policy           PolicyMetrics
 	PodRDT           []PodRDTMetrics
 	Domains          []DomainMetrics
+	Classes          []ClassMetrics
+	ClassWrites      []ClassWrites
 	PerfUncounted    int // containers without hardware counters for want of descriptors
 	PerfExtrapolated int // containers whose counters ran less than half of the time
 

@@ -1,6 +1,9 @@
 package server
 
-import "github.com/qos-agent/qos-agent/internal/policy"
+import (
+	"github.com/qos-agent/qos-agent/internal/knob"
+	"github.com/qos-agent/qos-agent/internal/policy"
+)
 
 // RDTDomain is a part of a measurement that belongs to one L3 cache.
 type RDTDomain struct {
@@ -30,6 +33,20 @@ type NodeRDT struct {
 	AgeSeconds   float64     `json:"ageSeconds"`   // of Domains
 	MonitorState string      `json:"monitorState"` // ok, unavailable ...; "" if nothing is monitored
 	Domains      []RDTDomain `json:"domains"`
+	Classes      []RDTClass  `json:"classes"` // of service, that the agent holds now
+}
+
+// RDTClass is a class of service (CLOS): a control group of resctrl that the agent holds.
+type RDTClass struct {
+	Group            string   `json:"group"`                      // its directory
+	Schemata         string   `json:"schemata"`                   // its limits as resctrl shows them
+	Ways             int      `json:"ways,omitempty"`             // of the last-level cache
+	BandwidthPercent int      `json:"bandwidthPercent,omitempty"` // absent without a limit
+	Owner            string   `json:"owner,omitempty"`            // controller that limits it; absent if none does
+	Rule             string   `json:"rule,omitempty"`
+	Victim           string   `json:"victim,omitempty"`
+	Pods             []string `json:"pods"`
+	AgeSeconds       float64  `json:"ageSeconds"`
 }
 
 // CPIEvidence is what a verdict on cache or memory bandwidth rests on, over the judge's CPI window.
@@ -76,6 +93,19 @@ type DomainMetrics struct {
 	Bytes uint64 // moved by all since the agent started
 }
 
+// ClassMetrics is a class of service that the agent holds.
+type ClassMetrics struct {
+	Name                         string // "offline-2"
+	Ways, BandwidthPercent, Pods int    // 100 percent: no limit
+}
+
+// ClassWrites counts outcomes of changes in resctrl.
+type ClassWrites struct {
+	Resource string // "L3", "MB", "tasks", "group" ...
+	Result   knob.Result
+	Count    uint64
+}
+
 // rdtFamilies are the metric families of cache and memory bandwidth.
 type rdtFamilies struct {
 	cycles, instructions, llcRefs, llcMisses           *family
@@ -83,6 +113,7 @@ type rdtFamilies struct {
 	mpki, mpkiBaseline, mpkiFence                      *family
 	occupancy, bandwidth, localBandwidth, domain       *family
 	waysWanted, mbWanted, perfUncounted, perfExtrapole *family
+	closWays, closBandwidth, closPods, writes          *family
 }
 
 func (f *families) addRDT() {
@@ -114,6 +145,11 @@ func (f *families) addRDT() {
 		"1 per pod with a limit", pod...)
 	r.mbWanted = f.add(gauge, "memory_bandwidth_percent_wanted",
 		"Percent of the memory bandwidth to which the bandwidth controller wants to limit the offline pod; absent without a limit.", "1 per pod with a limit", pod...)
+	const held = "1 per class of service that is held, at most the CLOSIDs of the machine"
+	r.closWays = f.add(gauge, "clos_ways", "Ways of the last-level cache that a class of service of the agent's may fill; absent without cache allocation.", held, "clos")
+	r.closBandwidth = f.add(gauge, "clos_memory_bandwidth_percent", "Memory bandwidth to which a class of service of the agent's is limited; 100 is no limit.", held, "clos")
+	r.closPods = f.add(gauge, "clos_pods", "Pods in a class of service of the agent's.", held, "clos")
+	r.writes = f.add(counter, "resctrl_writes_total", "Changes in resctrl by what was changed and outcome.", "at most 56: resource x outcome, those that occurred", "resource", "result")
 	r.perfUncounted = f.add(gauge, "perf_uncounted_containers",
 		"Containers without hardware counters because descriptors are too few: online ones are counted first, then the largest offline ones.", "1")
 	r.perfExtrapole = f.add(gauge, "perf_extrapolated_containers",
@@ -142,6 +178,16 @@ func (c *collector) collectRDT(e emitter, m *Metrics) {
 	}
 	for _, d := range m.Domains {
 		e.count(r.domain, d.Bytes, number(d.ID))
+	}
+	for _, k := range m.Classes {
+		if k.Ways > 0 {
+			e.value(r.closWays, float64(k.Ways), k.Name)
+		}
+		e.value(r.closBandwidth, float64(k.BandwidthPercent), k.Name)
+		e.value(r.closPods, float64(k.Pods), k.Name)
+	}
+	for _, w := range m.ClassWrites {
+		e.count(r.writes, w.Count, w.Resource, w.Result.String())
 	}
 	e.value(r.perfUncounted, float64(m.PerfUncounted))
 	e.value(r.perfExtrapole, float64(m.PerfExtrapolated))

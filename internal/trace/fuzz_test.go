@@ -51,7 +51,7 @@ func use(t *testing.T, s *Step) {
 func sample(t testing.TB) []byte {
 	w := newWalk(t, 11)
 	var steps []*Step
-	for range 40 {
+	for range 12 {
 		steps = append(steps, w.step())
 	}
 	return write(t, WriterOptions{KeyEvery: time.Second}, steps...)
@@ -105,7 +105,9 @@ func FuzzSteps(f *testing.F) {
 				f.Fatal(err)
 			}
 		}
-		if _, err := r.Next(); err != nil {
+		if _, err := r.Next(); err == io.EOF {
+			break
+		} else if err != nil {
 			f.Fatal(err)
 		}
 	}

@@ -47,7 +47,7 @@ const (
 	retryAfter = 10 * time.Second
 )
 
-// Recorder records what a loop does. Step, WantsState, State and Audit belong to the loop's goroutine: they copy what they are given into memory
+// Recorder records what a loop does. Step, WantsState, State, Audit and Classes belong to the loop's goroutine: they copy what they are given into memory
 // that is used again and again, and never wait. Everything else happens on a goroutine of the recorder. A nil recorder records nothing.
 type Recorder struct {
 	o        RecorderOptions
@@ -210,6 +210,23 @@ func (r *Recorder) Audit(outcomes []knob.Outcome) {
 	for i := range outcomes {
 		if len(r.audit) < maxAudit {
 			r.audit = append(r.audit, outcomeOf(&outcomes[i], true))
+		}
+	}
+}
+
+// Classes takes outcomes of resctrl. They go with the next step that is recorded.
+func (r *Recorder) Classes(outcomes []knob.ClassOutcome) {
+	if r == nil {
+		return
+	}
+	for i := range outcomes {
+		c := &outcomes[i]
+		o := knob.Outcome{Old: c.Old, New: c.New, Result: c.Result, Err: c.Err}
+		o.Cgroup, o.Owner, o.Rule, o.Pod, o.Victim = c.Group, c.Owner, c.Rule, c.Pod, c.Victim
+		if len(r.audit) < maxAudit {
+			out := outcomeOf(&o, false)
+			out.Resource = c.Resource
+			r.audit = append(r.audit, out)
 		}
 	}
 }

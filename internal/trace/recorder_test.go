@@ -104,6 +104,7 @@ func TestRecorder(t *testing.T) {
 	}
 }
 
+// TestRecorderStaysBelowItsBound looks at the directory whenever the recorder has nothing to do.
 func TestRecorderStaysBelowItsBound(t *testing.T) {
 	dir := t.TempDir()
 	old := filepath.Join(dir, "20200101T000000Z-00000000-0000"+Ext)
@@ -122,32 +123,30 @@ func TestRecorderStaysBelowItsBound(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	stop, most := make(chan struct{}), make(chan int64)
-	go func() {
-		top := int64(0)
-		for {
-			select {
-			case <-stop:
-				most <- top
-				return
-			default:
-				sum := int64(0)
-				names, _ := filepath.Glob(filepath.Join(dir, "*"+Ext))
-				for _, n := range names {
-					if st, err := os.Stat(n); err == nil {
-						sum += st.Size()
-					}
-				}
-				top = max(top, sum)
-			}
+	w, top := newWalk(t, 2), int64(0)
+	for range 100 {
+		record(t, r, w, 60)
+		for len(r.free) < queueLen {
+			time.Sleep(time.Millisecond)
 		}
-	}()
-	record(t, r, newWalk(t, 2), 6000)
+		sum := int64(0)
+		names, err := filepath.Glob(filepath.Join(dir, "*"+Ext))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range names {
+			st, err := os.Stat(n)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sum += st.Size()
+		}
+		top = max(top, sum)
+	}
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
 	}
-	close(stop)
-	if top := <-most; top > bound || top < bound*3/4 {
+	if top > bound || top < bound*3/4 {
 		t.Errorf("recordings took up to %d bytes, the bound is %d", top, bound)
 	}
 	if _, err := os.Stat(old); err == nil {
@@ -209,13 +208,15 @@ func TestRecorderDropsRatherThanWaits(t *testing.T) {
 		t.Fatalf("%+v of %d steps", st, want)
 	}
 	dropped := uint64(0)
+	known := true // what the brain remembered
 	_, steps := readAll(t, dir, func(i int, s *Step) {
 		dropped += s.Dropped
+		known = s.State != nil || known && s.Dropped == 0
 	})
 	if uint64(steps) != st.Steps || dropped != st.Dropped {
 		t.Errorf("%d steps and %d dropped in the file; %+v", steps, dropped, st)
 	}
-	if !r.broken {
+	if !known && !r.broken {
 		t.Error("after a hole no checkpoint is wanted")
 	}
 }

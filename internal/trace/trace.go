@@ -49,6 +49,8 @@ type Step struct {
 // Outcome is one change that the executor made or tried.
 type Outcome struct {
 	knob.Want
+	// Resource is what of a resctrl group was changed ("L3", "MB", "tasks", "group", "mon"), whose name is in Cgroup; "" for a knob.
+	Resource string
 	Old, New string // as the kernel shows it
 	Result   knob.Result
 	Err      string // with Failed and Mismatch

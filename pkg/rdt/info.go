@@ -69,13 +69,22 @@ type Bandwidth struct {
 	Unit     Unit
 }
 
-// Round is the value that the kernel makes of v, after v was brought within the limits: percents go up to the next step.
+// Round is what is written for v, and shown after: v within the limits, up to the next step. With mba_MBps Linux 6.1 rounds up as well,
+// later ones do not; and 6.1 makes 4 MiB/s of the 4294967295 that it shows where there is no limit, so the last step below stands for it.
 func (b *Bandwidth) Round(v uint64) uint64 {
 	v = min(max(v, b.Min), b.Max)
-	if b.Unit != Percent || b.Gran <= 1 {
+	if b.Gran <= 1 {
 		return v
 	}
-	return min((v+b.Gran-1)/b.Gran*b.Gran, b.Max)
+	if up := (v + b.Gran - 1) / b.Gran * b.Gran; up <= b.Max {
+		return up
+	}
+	return b.Max / b.Gran * b.Gran
+}
+
+// same reports whether two values mean the same.
+func (b *Bandwidth) same(v, w uint64) bool {
+	return v == w || b.Unit == MiBps && min(v, w) > Unlimited-max(b.Gran, 1)
 }
 
 // Monitoring is what info says of counters.

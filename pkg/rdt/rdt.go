@@ -127,7 +127,7 @@ type Refused struct {
 	Name   string // of the file or group
 	Text   string // that was written
 	Err    error  // holds the errno
-	Status string // last line of last_cmd_status; "" if it says nothing
+	Status string // what last_cmd_status says about it; "" if nothing
 }
 
 func (e *Refused) Error() string {
@@ -205,16 +205,20 @@ func Open(tree Tree) (*FS, error) {
 	return f, err
 }
 
-// status is the kernel's word about the last request: its last line, for what mkdir says is added to what was there.
-func (f *FS) status() string {
+// status is the kernel's word about a request that it refused: of a mkdir the last line, for what it says is added to what was there;
+// other requests begin anew, and may say more than one line.
+func (f *FS) status(op string) string {
 	var buf [1024]byte
 	text, err := f.tree.Read("info/last_cmd_status", buf[:])
 	if err != nil {
 		return ""
 	}
 	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
-	if last := strings.TrimSpace(lines[len(lines)-1]); last != "ok" {
-		return last
+	if op == "mkdir" {
+		lines = lines[len(lines)-1:]
+	}
+	if said := strings.Join(lines, "; "); said != "ok" {
+		return said
 	}
 	return ""
 }
@@ -223,7 +227,7 @@ func (f *FS) refused(op, name, text string, err error) error {
 	if err == nil {
 		return nil
 	}
-	return &Refused{Op: op, Name: name, Text: strings.TrimSpace(text), Err: err, Status: f.status()}
+	return &Refused{Op: op, Name: name, Text: strings.TrimSpace(text), Err: err, Status: f.status(op)}
 }
 
 func (f *FS) write(name, text string) error {

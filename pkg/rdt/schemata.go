@@ -152,8 +152,8 @@ func (e *Mismatch) Error() string {
 }
 
 // SetLimits writes the domains of lines that differ from what the group has, all in one write, and reads them back. It returns what
-// the group had before and has now. Nothing is written if nothing differs. Percents of bandwidth may come back rounded up
-// (Bandwidth.Round); any other difference is a *Mismatch.
+// the group had before and has now. Nothing is written if nothing differs. Bandwidth is written as Bandwidth.Round makes it. What then
+// still differs is a *Mismatch.
 func (f *FS) SetLimits(group string, lines []Line) (old, now Schemata, err error) {
 	if old, err = f.Schemata(group); err != nil {
 		return nil, nil, err
@@ -183,16 +183,18 @@ func (f *FS) SetLimits(group string, lines []Line) (old, now Schemata, err error
 	return old, now, nil
 }
 
-// changed is what of a line differs from what is there. A domain that is not there is among it: the kernel says no.
+// changed is what of a line differs from what is there, as it is to be written. A domain that is not there is among it: the kernel says
+// no.
 func (f *FS) changed(l *Line, have Schemata) Line {
 	out := Line{Resource: l.Resource}
 	values := have.Values(l.Resource)
 	for _, d := range l.Domains {
-		want := d.Value
-		if l.Resource == "MB" && f.Info.MB != nil {
-			want = f.Info.MB.Round(want)
+		same := func(h Domain) bool { return h == d }
+		if mb := f.Info.MB; l.Resource == "MB" && mb != nil {
+			d.Value = mb.Round(d.Value)
+			same = func(h Domain) bool { return h.ID == d.ID && mb.same(h.Value, d.Value) }
 		}
-		if !slices.Contains(values, Domain{d.ID, want}) {
+		if !slices.ContainsFunc(values, same) {
 			out.Domains = append(out.Domains, d)
 		}
 	}

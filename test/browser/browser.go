@@ -19,7 +19,7 @@ import (
 )
 
 // patience bounds every wait.
-const patience = 60 * time.Second
+const patience = 3 * time.Minute
 
 // Tab is a page in a browser of its own.
 type Tab struct {

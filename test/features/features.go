@@ -46,6 +46,8 @@ func Probe() map[string]bool {
 		"nginx":                  hasPrograms("nginx"),
 		"promtool":               hasPrograms("promtool"),
 		"qemu":                   hasPrograms("qemu-system-x86_64"),
+		"chromium":               hasPrograms("chromium"),
+		"tmux":                   hasPrograms("tmux"),
 		"apt":                    hasPrograms("apt-get", "apt-cache", "dpkg-deb"),
 		"runqlat":                hasPrograms("runqlat"),
 		"stress-ng":              hasPrograms("stress-ng"),

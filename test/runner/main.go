@@ -30,6 +30,9 @@ func main() {
 	layers := flag.String("layers", "unit,kernel,vm,rig", "which layers to run, comma-separated")
 	kernels := flag.String("kernels", "6.1,6.12", "series of Debian's kernels for the vm and rig layers, comma-separated")
 	only := flag.String("only", "", "only packages whose import path matches this `regexp`")
+	long := flag.Bool("long", false, "also run rig tests named TestRigLong..., and let all of them take their time")
+	keep := flag.String("keep", "", "print lines of tests' output that begin with this `prefix`, passed or not")
+	verbose := flag.Bool("v", false, "print what passed tests say, too")
 	flag.Parse()
 	filter, err := regexp.Compile(*only)
 	if err != nil {
@@ -37,7 +40,7 @@ func main() {
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	ok, err := run(ctx, strings.Split(*layers, ","), strings.Split(*kernels, ","), filter)
+	ok, err := run(ctx, strings.Split(*layers, ","), strings.Split(*kernels, ","), filter, *long, *verbose, *keep)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "runner:", err)
@@ -48,7 +51,7 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, layers, kernels []string, filter *regexp.Regexp) (bool, error) {
+func run(ctx context.Context, layers, kernels []string, filter *regexp.Regexp, long, verbose bool, keep string) (bool, error) {
 	start := time.Now()
 	dir, err := os.MkdirTemp("", "qos-agent-runner-")
 	if err != nil {
@@ -59,7 +62,11 @@ func run(ctx context.Context, layers, kernels []string, filter *regexp.Regexp) (
 	if err != nil {
 		return false, err
 	}
-	r := &runner{dir: dir, packages: packages, tally: newTally(os.Stdout)}
+	r := &runner{dir: dir, packages: packages, tally: newTally(os.Stdout), jobTime: jobTimeout, long: long}
+	r.tally.keep, r.tally.verbose = keep, verbose
+	if long {
+		r.jobTime, r.env = longTimeout, []string{"QOS_AGENT_RDT=full"}
+	}
 	for _, layer := range layers {
 		fmt.Printf("\n==== %s\n", layer)
 		switch layer {
@@ -92,6 +99,10 @@ type runner struct {
 	dir      string // for what is built; removed at the end
 	packages []pkg
 	tally    *tally
+
+	long    bool
+	jobTime time.Duration // of one package's tests in a virtual machine
+	env     []string      // of tests in a virtual machine
 }
 
 // pkg is what `go list -json` says of a package.

@@ -23,6 +23,7 @@ import (
 //	//rig:variants plain two-sockets
 const (
 	rigPrefix    = "TestRig"
+	rigLong      = "TestRigLong" // names that begin so are run with -long only
 	rigDirective = "//rig:variants "
 )
 
@@ -112,11 +113,17 @@ func (r *runner) rigTests() (map[string][]rigTest, error) {
 					return nil, fmt.Errorf("%s: %s: want a name that begins with %s", file, name, rigPrefix)
 				}
 			}
+			if !r.long {
+				names = slices.DeleteFunc(names, func(n string) bool { return strings.HasPrefix(n, rigLong) })
+			}
 			variants, err := rigVariants(file)
 			if err != nil {
 				return nil, err
 			}
 			for _, v := range variants {
+				if len(names) == 0 {
+					continue
+				}
 				byVariant[v] = append(byVariant[v], names...)
 			}
 		}

@@ -24,7 +24,8 @@ type event struct {
 // on its own account.
 type tally struct {
 	out      io.Writer
-	verbose  bool
+	verbose  bool   // what passed tests say is printed, too
+	keep     string // lines of output that begin so are printed at once
 	passed   int
 	failures []string // names
 	skips    []skip
@@ -90,6 +91,9 @@ func (t *tally) event(layer string, has map[string]bool, e event) {
 	switch e.Action {
 	case "output":
 		c.output.WriteString(e.Output)
+		if t.keep != "" && strings.HasPrefix(e.Output, t.keep) {
+			fmt.Fprint(t.out, e.Output)
+		}
 	case "pass", "fail", "skip":
 		c.outcome = e.Action
 	}
@@ -142,6 +146,11 @@ func (t *tally) finish(key string, has map[string]bool, s *suite, e event) {
 		word = "FAIL"
 	}
 	fmt.Fprintf(t.out, "%s %-60s %4d passed %3d failed %3d skipped %7.1f s\n", word, key, passed, len(failed), skipped, e.Elapsed)
+	for _, name := range names {
+		if c := s.tests[name]; t.verbose && c.outcome == "pass" {
+			fmt.Fprintf(t.out, "---- %s %s\n%s", key, name, lastLines(c.output.String()))
+		}
+	}
 	for _, name := range failed {
 		t.failures = append(t.failures, key+" "+name)
 		fmt.Fprintf(t.out, "---- %s %s\n%s", key, name, lastLines(s.tests[name].output.String()))

@@ -21,14 +21,15 @@ import (
 )
 
 const (
-	module     = "github.com/qos-agent/qos-agent/"
-	jobTimeout = 8 * time.Minute
+	module      = "github.com/qos-agent/qos-agent/"
+	jobTimeout  = 8 * time.Minute
+	longTimeout = 40 * time.Minute
 )
 
-// forGuest tells whether the package's kernel tests can run in the guest, which has neither a container runtime nor nginx.
+// forGuest tells whether the package's kernel tests can run in the guest, which has neither a container runtime nor nginx nor a browser.
 func (p *pkg) forGuest() bool {
-	const containerd, demo = module + "test/containerd", module + "demo"
-	return len(p.kernelFiles()) > 0 && p.ImportPath != containerd && p.ImportPath != demo &&
+	const containerd, demo, page = module + "test/containerd", module + "demo", module + "internal/page"
+	return len(p.kernelFiles()) > 0 && p.ImportPath != containerd && p.ImportPath != demo && p.ImportPath != page &&
 		!slices.Contains(p.TestImports, containerd) && !slices.Contains(p.XTestImports, containerd)
 }
 
@@ -123,9 +124,9 @@ func (r *runner) testJob(ctx context.Context, job *vm.Job) error {
 	if err := build(ctx, "test", "-c", "-tags=vmguest", "-ldflags=-s -w", "-o", job.Binary, job.Name); err != nil {
 		return err
 	}
-	job.Timeout = jobTimeout
-	job.Args = append(job.Args, "-test.v=test2json", fmt.Sprint("-test.timeout=", jobTimeout-30*time.Second))
-	job.Env = []string{"QOS_AGENT_TEST_VM=1", "QOS_AGENT_BIN=/bin/qos-agent"}
+	job.Timeout = r.jobTime
+	job.Args = append(job.Args, "-test.v=test2json", fmt.Sprint("-test.timeout=", r.jobTime-30*time.Second))
+	job.Env = append([]string{"QOS_AGENT_TEST_VM=1", "QOS_AGENT_BIN=/bin/qos-agent"}, r.env...)
 	return nil
 }
 
@@ -184,7 +185,7 @@ func (r *runner) boot(ctx context.Context, layer string, machine *vm.Machine, jo
 			}
 			action := "pass"
 			if rec.Timeout {
-				r.tally.event(layer, has, event{Action: "output", Package: job, Output: fmt.Sprintf("killed after %v\n", jobTimeout)})
+				r.tally.event(layer, has, event{Action: "output", Package: job, Output: fmt.Sprintf("killed after %v\n", r.jobTime)})
 			}
 			if rec.Exit != 0 || rec.Timeout {
 				action = "fail"

@@ -36,11 +36,13 @@
     if (a < 7200) return Math.round(s / 60) + " min";
     return Math.round(s / 3600) + " h";
   }
-  const trim = (v) => (Math.abs(v) >= 100 ? v.toFixed(0) : Math.abs(v) >= 10 ? v.toFixed(1) : v.toFixed(2));
+  const trim = (v) => String(Number(Math.abs(v) >= 100 ? v.toFixed(0) : Math.abs(v) >= 10 ? v.toFixed(1) : v.toFixed(2)));
   const pct = (r) => (r * 100 < 10 && r > 0 ? (r * 100).toFixed(1) : Math.round(r * 100)) + " %";
   const bytes = (b) => (b >= 1 << 30 ? trim(b / (1 << 30)) + " GiB" : b >= 1 << 20 ? trim(b / (1 << 20)) + " MiB" : Math.round(b / 1024) + " KiB");
-  const clock = (t) => new Date(t).toLocaleTimeString([], { hour12: false });
+  const clock = (t) => new Date(t).toLocaleTimeString("en-GB");
+  const date = (t) => new Date(t).toLocaleString("sv-SE"); // as in ISO 8601
   const number = (n) => n.toLocaleString("en-GB");
+  const some = (n, what) => `${number(n)} ${what}${n === 1 ? "" : "s"}`;
 
   // ---- what is known
   const S = { sections: {}, at: 0, seen: 0, trouble: "" };
@@ -76,7 +78,7 @@
       held = new Map();
       for (const k of changed.knobs.list) {
         if (!held.has(k.pod)) held.set(k.pod, new Map());
-        held.get(k.pod).set(k.knob, k.current);
+        if (k.knob !== "cpu.weight" || k.current !== "0") held.get(k.pod).set(k.knob, k.current); // weight 0 is how the kernel shows cpu.idle
       }
     }
     render(changed, frame.notes.length > 0 || full);
@@ -110,7 +112,8 @@
     c.strokeStyle = c.fillStyle = getComputedStyle(canvas).color;
     c.lineWidth = 1.2;
     c.lineJoin = "round";
-    const x = (i) => w - 1.5 - ((list.length - 1 - i) * (w - 3)) / (KEEP - 1);
+    const span = Math.max(list.length - 1, 30); // a short history is stretched
+    const x = (i) => w - 1.5 - ((list.length - 1 - i) * (w - 3)) / span;
     const y = (v) => h - 1.5 - (v / max) * (h - 3);
     c.beginPath();
     let pen = false;
@@ -145,7 +148,7 @@
     mode.className = "badge " + agent.mode;
     mode.title = agent.mode === "observe" ? "Everything is measured and judged, nothing is written" : "Settings of offline pods are changed";
     put($("policy"), policy.name ? "policy " + policy.name + (policy.window ? ", window " + policy.window : "") + " · " + policy.id.slice(0, 19) : "no policy");
-    put($("about"), `qos-agent ${agent.version}, kernel ${node.kernel}, ${node.cgroupMode} cgroups, ${node.cpus.length} CPUs, since ${new Date(agent.started).toLocaleString([], { hour12: false })}`);
+    put($("about"), `qos-agent ${agent.version}, kernel ${node.kernel}, ${node.cgroupMode} cgroups, ${node.cpus.length} CPUs, since ${date(agent.started)}`);
   }
 
   const cards = new Map();
@@ -172,11 +175,11 @@
     for (const [k, name] of [["cpu", "CPU"], ["memory", "Memory"], ["io", "IO"]]) {
       card(name + " pressure", p ? pct(p[k + "SomeRatio"]) : "–", p ? (k === "cpu" ? "some task waited" : `some; all: ${pct(p[k + "FullRatio"])}`) : "not measured", nodeHistory[k], 0.1);
     }
-    card("Online pods", number(count("online")), containers("online") + " containers");
-    card("Offline pods", number(count("offline")), `${containers("offline")} containers; ${count("unclassified")} pods of no class`);
+    card("Online pods", number(count("online")), some(containers("online"), "container"));
+    card("Offline pods", number(count("offline")), `${some(containers("offline"), "container")}; ${some(count("unclassified"), "pod")} of no class`);
     const hurt = troubles.list.filter((t) => t.level === "violated").length;
     card("Violated", number(hurt), hurt ? "objectives, see below" : "every objective that can be judged is kept");
-    card("Held settings", number(knobs.list.length + knobs.hidden), agent.mode === "observe" ? "observe: nothing is written" : `on ${held.size} pods`);
+    card("Held settings", number(knobs.list.length + knobs.hidden), agent.mode === "observe" ? "observe: nothing is written" : "on " + some(held.size, "pod"));
     const l = now.loop;
     card("Reaction", l.reaction.count ? dur(l.reaction.p50Seconds) : "–", l.reaction.count ? `p50 of ${number(l.reaction.count)} from event to write; p99 ${dur(l.reaction.p99Seconds)}` : "no event has led to a write yet");
     card("Tick", dur(l.tick.p50Seconds), `p50, every ${dur(agent.intervalSeconds)}; p99 ${dur(l.tick.p99Seconds)}, ${number(l.overruns)} late of ${number(l.ticks)}`);
@@ -203,22 +206,24 @@
     contention: "others ran while it waited", "own-queue": "it waited for itself: more runnable threads than CPUs", "self-throttled": "it used up its own CPU quota",
     steal: "the hypervisor took the CPUs", kernel: "kernel threads and interrupts", system: "processes outside every pod", "idle-wakeup": "the CPU had to wake up",
     scattered: "many others, none of whom can be named", unexplained: "too much of the wait could not be attributed", pressure: "it stalled; nobody is named on this axis",
-    "few-samples": "too few waits to judge", stale: "the signal is too old", unmeasured: "there is no signal",
+    "few-samples": "too few waits to judge", stale: "the signal is too old", unmeasured: "there is no signal", learning: "what is normal for it is not known yet", "own-phase": "its own program has changed what it does",
   };
 
   function renderTroubles() {
     const { list, hidden } = S.sections.troubles;
     put($("hurt-n"), list.length ? `${list.filter((t) => t.level === "violated").length} violated, ${list.filter((t) => t.level === "watch").length} near it, ${list.filter((t) => t.level === "unknown").length} unknown` : "");
-    const shown = list.filter((t) => t.level !== "unknown").concat(list.filter((t) => t.level === "unknown").slice(0, 10)).slice(0, 40);
+    const first = (level, n) => list.filter((t) => t.level === level).slice(0, n);
+    const shown = [...first("violated", 20), ...first("watch", 8), ...first("unknown", 4)];
     const out = shown.map((t) => {
       let figure = "";
       if (t.p99) figure = ` p99 ${dur(t.p99)}, promised ${dur(t.objective)}.`;
+      else if (t.cpi) figure = ` CPI ${trim(t.cpi)}` + (t.cpiFence ? `, normal up to ${trim(t.cpiFence)}.` : ".");
       else if (t.stall) figure = ` stalled ${pct(t.stall)} of the time, promised ${pct(t.stallMax)}.`;
       const li = el("li", {}, el("span", { class: "level " + t.level }, t.level),
         el("div", {}, el("strong", {}, t.pod), t.container ? el("span", { class: "quiet" }, " " + t.container) : null,
           el("span", {}, ` on ${t.axis} for ${dur(Math.max(1, Math.round(S.at / 1000 - t.since)))}.${figure} `),
           t.reason ? el("span", { class: "quiet" }, `${t.reason}: ${REASON[t.reason] || ""}`) : null,
-          t.blame && t.blame.length ? blameBar(t) : null));
+          t.blame && t.blame.length ? blameOf(t) : null));
       return li;
     });
     if (!out.length) out.push(el("li", {}, el("span", { class: "level ok" }, "ok"), el("div", {}, "Nobody: every online container is inside its objectives.")));
@@ -227,8 +232,11 @@
     $("troubles").replaceChildren(...out);
   }
 
-  function blameBar(t) {
+  // blameOf says who ran meanwhile; with a bar where it hurts.
+  function blameOf(t) {
     const named = new Set(t.culprits || []);
+    const text = "Meanwhile ran: " + t.blame.filter((b) => b.ratio >= 0.01).map((b) => `${b.name} ${pct(b.ratio)}${named.has(b.name) ? " (named)" : ""}`).join(", ") + ".";
+    if (t.level !== "violated") return el("span", { class: "quiet" }, ". " + text);
     const bar = el("div", { class: "bar", "aria-hidden": "true" });
     for (const b of t.blame) {
       const part = el("i", { class: b.name.includes("/") ? "" : "none", title: `${b.name} ${pct(b.ratio)}` });
@@ -236,8 +244,7 @@
       part.style.opacity = b.name.includes("/") ? String(named.has(b.name) ? 1 : 0.55) : "1";
       bar.append(part);
     }
-    const text = t.blame.filter((b) => b.ratio >= 0.01).map((b) => `${b.name} ${pct(b.ratio)}${named.has(b.name) ? " (named)" : ""}`).join(", ");
-    return el("div", {}, bar, el("div", { class: "quiet" }, "Meanwhile ran: " + text));
+    return el("div", {}, bar, el("div", { class: "quiet" }, text));
   }
 
   // ---- matrix
@@ -292,10 +299,10 @@
     { id: "p99", name: "Wait p99", col: "fig", desc: true, sort: (it) => it.row[F.p99], text: (r) => orNull(r[F.p99], (v) => dur(v / 1e6)), spark: "p99", top: 1000, missing: ["bpf"] },
     { id: "cpu", name: "CPU", col: "fig", desc: true, sort: (it) => it.row[F.cpu], text: (r) => orNull(r[F.cpu], (v) => (v / 1000).toFixed(2) + (r[F.quota] ? " of " + trim(r[F.quota] / 1000) : "")), spark: "cpu", top: 500,
       title: (r) => (r[F.throttled] ? `throttled in ${r[F.throttled]} % of its periods` : "CPUs in use, of its quota if it has one") },
-    { id: "psi", name: "Stall mem/io", col: "fig", desc: true, sort: (it) => orNull(it.row[F.psiMem], (v) => Math.max(v, it.row[F.psiIO])), text: (r) => orNull(r[F.psiMem], (v) => pct(v / 1000) + " / " + pct(r[F.psiIO] / 1000)), spark: "psi", top: 100, missing: ["psi_group"] },
+    { id: "psi", name: "Stall mem / io", col: "wide", desc: true, sort: (it) => orNull(it.row[F.psiMem], (v) => Math.max(v, it.row[F.psiIO])), text: (r) => orNull(r[F.psiMem], (v) => pct(v / 1000) + " / " + pct(r[F.psiIO] / 1000)), spark: "psi", top: 100, missing: ["psi_group"] },
     { id: "cpi", name: "CPI", col: "fig", desc: true, sort: (it) => it.row[F.cpi], text: (r) => orNull(r[F.cpi], (v) => (v / 100).toFixed(2)), spark: "cpi", top: 100, missing: ["perf"], title: (r) => (r[F.mpki] === null ? "" : `${(r[F.mpki] / 100).toFixed(2)} LLC misses per 1000 instructions`) },
     { id: "llc", name: "LLC", col: "small", desc: true, sort: (it) => it.row[F.llc], text: (r) => orNull(r[F.llc], (v) => bytes(v * 1024)), missing: ["cache_monitoring", "resctrl"] },
-    { id: "bw", name: "Mem. bandwidth", col: "small", desc: true, sort: (it) => it.row[F.bw], text: (r) => orNull(r[F.bw], (v) => v + " MB/s"), missing: ["bandwidth_monitoring", "resctrl"] },
+    { id: "bw", name: "Mem BW", col: "small", desc: true, sort: (it) => it.row[F.bw], text: (r) => orNull(r[F.bw], (v) => v + " MB/s"), missing: ["bandwidth_monitoring", "resctrl"] },
     { id: "mem", name: "Memory", col: "small", desc: true, sort: (it) => it.row[F.mem], text: (r) => orNull(r[F.mem], (v) => bytes(v * (1 << 20))), missing: ["memory"] },
   ];
   const COMPARE = new Intl.Collator("en", { numeric: true }).compare;
@@ -341,7 +348,7 @@
       for (const it of list) {
         want.add(it.key);
         let r = t.rows.get(it.key);
-        if (!r) { r = makeRow(t, it); t.rows.set(it.key, r); t.dirty = true; }
+        if (!r) { r = makeRow(t, it); t.rows.set(it.key, r); t.dirty = r.fresh = true; }
         r.item = it;
       }
       for (const [key, r] of t.rows) {
@@ -353,7 +360,10 @@
       // Rows do not jump while somebody reads them: the order is made anew now and then, and not under the pointer or the focus.
       const busy = t.box.matches(":hover") || t.box.contains(document.activeElement);
       if (t.dirty || rebuilt || (S.at - t.sorted > 5000 && !busy)) sortTable(t);
-      for (const r of t.rows.values()) if (r.visible) paint(r);
+      for (const r of t.rows.values()) {
+        if (r.visible || r.fresh) paint(r); // nobody sees an empty row on its way into the window
+        r.fresh = false;
+      }
     }
   }
 
@@ -438,14 +448,14 @@
   // ---- held
   function renderKnobs() {
     const { list, hidden } = S.sections.knobs;
-    put($("knobs-n"), list.length ? `${list.length + hidden} settings on ${held.size} pods` : "nothing");
+    put($("knobs-n"), list.length ? some(list.length + hidden, "setting") + " on " + some(held.size, "pod") : "nothing");
     const head = el("tr", {}, ...["Pod", "Setting", "Original", "Now", "Why", "For whom", "Since"].map((t) => el("th", { scope: "col" }, t)));
     const sorted = list.slice().sort((a, b) => COMPARE(a.pod, b.pod) || COMPARE(a.cgroup, b.cgroup) || COMPARE(a.knob, b.knob));
     let last = "";
     const rows = sorted.map((k) => {
       const first = k.pod !== last;
       last = k.pod;
-      return el("tr", {}, el("td", { class: "name" }, first ? k.pod : el("span", { class: "quiet" }, "〃")), el("td", { class: "mono", title: k.cgroup }, k.knob), el("td", { class: "mono" }, k.original), el("td", { class: "mono" }, k.current),
+      return el("tr", {}, el("td", { class: "name" }, first ? k.pod : ""), el("td", { class: "mono", title: k.cgroup }, k.knob), el("td", { class: "mono" }, k.original), el("td", { class: "mono" }, k.current),
         el("td", {}, k.rule), el("td", { class: "name" }, k.victim || "–"), el("td", { class: "nowrap" }, clock(k.since)));
     });
     $("held").replaceChildren(el("thead", {}, head), el("tbody", {}, ...(rows.length ? rows : [el("tr", {}, el("td", { colspan: 7, class: "quiet" }, "The node is as it would be without the agent."))])));
@@ -458,6 +468,9 @@
     if (i.waitSeconds) out.push("wait " + dur(i.waitSeconds));
     if (i.beforeSeconds) out.push("before " + dur(i.beforeSeconds));
     if (i.objectiveSeconds) out.push("promised " + dur(i.objectiveSeconds));
+    if (i.cpi) out.push("CPI " + trim(i.cpi));
+    if (i.cpiBefore) out.push("before " + trim(i.cpiBefore));
+    if (i.cpiFence) out.push("normal up to " + trim(i.cpiFence));
     if (i.shareRatio) out.push("share " + pct(i.shareRatio));
     if (i.belief) out.push("belief " + i.belief);
     if (i.pauseSeconds) out.push("not again for " + dur(i.pauseSeconds));
@@ -512,7 +525,7 @@
     const l = $("link");
     l.dataset.state = state;
     put(l, state === "live" ? "live" : state === "wait" ? "connecting" : "stale");
-    l.title = S.at ? "node's time " + new Date(S.at).toLocaleString([], { hour12: false }) : "";
+    l.title = S.at ? "node's time " + date(S.at) : "";
     document.body.classList.toggle("stale", state === "stale");
     $("stale").hidden = state !== "stale" && !(state === "wait" && S.trouble);
     if (!$("stale").hidden) put($("stale"), (S.at ? `What is shown is of ${clock(S.at)}` : "Nothing to show yet") + `: ${S.trouble || "nothing comes from the agent"}. Trying again.`);

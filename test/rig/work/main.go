@@ -156,7 +156,7 @@ func hog(s schedule, end time.Time) {
 		if p := s.now(); p.idle {
 			time.Sleep(5 * time.Millisecond)
 		} else {
-			channel.Work(p.profile, 250*time.Microsecond)
+			channel.Work(p.profile, time.Millisecond)
 		}
 	}
 }
@@ -218,7 +218,7 @@ func serve(s schedule, instructions float64, gap time.Duration, end time.Time) {
 			if p.idle {
 				break
 			}
-			state := channel.Work(p.profile, 100*time.Microsecond)
+			state := channel.Work(p.profile, 250*time.Microsecond)
 			now := time.Now()
 			c := now.Sub(last).Seconds() * channel.MHz * 1e6
 			done := c * 1000 / float64(max(state.CPIMilli, 1))

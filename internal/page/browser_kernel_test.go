@@ -4,6 +4,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 
@@ -47,7 +48,7 @@ func TestPageOfASmallNode(t *testing.T) {
 		"held":                     "document.querySelector('#held').textContent.includes('cpu.idle')",
 		"missing CPI, and why":     "document.querySelector('#pods-note').textContent.includes('CPI (perf: no PMU')",
 		"no column for it":         "![...document.querySelectorAll('table.pods th')].some((t) => t.textContent === 'CPI')",
-		"decision with its inputs": "document.querySelector('#decisions').textContent.includes('wait 21.3 ms, promised 5.00 ms, share 62 %')",
+		"decision with its inputs": "document.querySelector('#decisions').textContent.includes('wait 21.3 ms, promised 5 ms, share 62 %')",
 		"capability with its fix":  "document.querySelector('#capabilities').textContent.includes('a machine, or a virtual machine with a PMU')",
 	} {
 		t.Run(what, func(*testing.T) { tab.Wait(expression) })
@@ -56,11 +57,13 @@ func TestPageOfASmallNode(t *testing.T) {
 	// It updates itself.
 	n.note(decisionlog.Entry{Kind: "decision", Rule: "regrow", Pod: "batch/spark-exec-0", Old: "cores 8", New: "cores 12"})
 	tab.Wait("document.querySelector('#decisions').textContent.includes('cores 8 → cores 12')")
-	var before, after int
+	var before int
 	tab.Eval("Number(document.body.dataset.frames)", &before)
 	tab.Wait("Number(document.body.dataset.frames) >= " + itoa(before+7)) // also beyond the server's bounds on requests
-	tab.Eval("Number(document.body.dataset.frames)", &after)
 
+	if os.Getenv("QOS_AGENT_SCREENSHOTS") != "" {
+		tab.Wait("Number(document.body.dataset.frames) >= 45") // with something to see in the small curves
+	}
 	tab.Screenshot("page-light", true)
 	tab.Dark(true)
 	tab.Screenshot("page-dark", true)
@@ -126,20 +129,21 @@ const axeLite = `(() => {
 
 func TestLegibleInBothSchemes(t *testing.T) {
 	s := serve(t, busy(3, 5, true))
+	tab := browser.New(t, 1280, 900)
+	tab.Open(s.URL + "/")
+	tab.Wait("document.querySelector('#matrix td')")
 	for _, width := range []int{1280, 480} {
 		for _, dark := range []bool{false, true} {
-			tab := browser.New(t, width, 900)
+			tab.Size(width, 900)
 			tab.Dark(dark)
-			tab.Open(s.URL + "/")
-			tab.Wait("Number(document.body.dataset.frames) >= 3 && document.querySelector('#matrix td')")
 			var faults []string
 			tab.Eval(axeLite, &faults)
 			for _, f := range faults {
 				t.Errorf("width %d, dark %v: %s", width, dark, f)
 			}
-			noFaults(t, tab)
 		}
 	}
+	noFaults(t, tab)
 }
 
 // The loop hangs, then the agent goes away, then it is back: the page says so each time, and goes on by itself.
@@ -176,7 +180,7 @@ func TestPageOfThreeHundredContainers(t *testing.T) {
 	tab.Dark(false)
 	tab.Open(s.URL + "/")
 	tab.Wait("document.querySelectorAll('table.pods tbody tr').length === 300")
-	tab.Wait("Number(document.body.dataset.frames) >= 8")
+	tab.Wait("Number(document.body.dataset.frames) >= 5")
 	var rows int
 	tab.Eval("document.querySelectorAll('#matrix tbody tr').length", &rows)
 	if rows != 12 {
@@ -188,10 +192,11 @@ func TestPageOfThreeHundredContainers(t *testing.T) {
 		t.Errorf("the whole matrix has %d rows, want %d", rows, maxVictims)
 	}
 	tab.Eval("document.querySelector('#matrix-all').click()", nil)
+	tab.Eval("scrollTo(0, 0)", nil)
 	tab.Screenshot("page-300-light", false)
 	tab.Dark(true)
-	tab.Eval("document.querySelector('#pods').scrollIntoView()", nil)
-	tab.Wait("document.querySelectorAll('table.pods tbody tr')[3].textContent.includes('ms')")
+	tab.Eval("document.querySelector('#pods').scrollIntoView({ behavior: 'instant' })", nil)
+	tab.Wait("Number(document.body.dataset.frames) >= 8")
 	tab.Screenshot("page-300-dark", false)
 	noFaults(t, tab)
 }
