@@ -4,7 +4,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 GOFLAGS_BUILD = -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-unit test-kernel test-vm test-rig rig deps generate lint bench-load bench-bpf bench-cost bench-reaction bench-rdt clean
+.PHONY: help build demo test test-unit test-kernel test-vm test-rig rig deps generate lint bench-load bench-quick bench-interference bench-knobs bench-overhead bench-reaction bench-rdt clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,8 @@ deps: ## install the Debian packages that tests and benches need, if any is miss
 
 generate: ## BPF objects and generated references
 	go generate ./...
+	go test ./internal/server -run TestReference -update
+	go test ./cmd/qos-agent -run TestFlagsReference -update
 
 lint: ## gofmt and vet
 	@out=$$(gofmt -l .); if [ -n "$$out" ]; then echo "gofmt:"; echo "$$out"; exit 1; fi
@@ -48,17 +50,23 @@ lint: ## gofmt and vet
 bench-load: ## what the load generator itself adds to latency
 	go run ./bench/load/loadgen -self-check
 
-bench-bpf: ## cost of the BPF programs per event (root)
-	go run ./bench/bpfcost
+bench-quick: ## what offline work does to online services, coarsely, under each protection (root, under 5 minutes)
+	go run ./bench/interference quick
 
-bench-cost: ## CPU time and memory of the daemon beside 10 and 150 containers (root, 3 minutes)
-	go run ./bench/agent cost
+bench-interference: ## the same for every service, load and kind of work; MINUTES=60 (root)
+	go run ./bench/interference full --minutes $(or $(MINUTES),60)
+
+bench-knobs: ## each rung of the ladder alone, for each kind of offline work (root, 15 minutes)
+	go run ./bench/interference knobs
+
+bench-overhead: ## cost of the BPF programs beside runqlat's, and of the daemon by containers and interval (root, 5 minutes)
+	go run ./bench/overhead
+
+bench-reaction: ## from a surge, a burst and the kernel's event to the agent's write, beside koordlet's rule (root, 6 minutes)
+	go run ./bench/reaction
 
 bench-rdt: ## cache and bandwidth in a closed loop, on the emulated machine with RDT (20 minutes)
 	go run ./bench/rdt
-
-bench-reaction: ## from the start of a burst, and from the kernel's event, to the agent's write (root, 3 minutes)
-	go run ./bench/agent reaction
 
 clean: ## remove what was built
 	rm -rf bin demo/out

@@ -28,6 +28,10 @@ need redis-server redis-server
 need memcached memcached
 need stress-ng stress-ng                      # offline work
 need runqlat libbpf-tools                     # independent eyes
+need runqlat.bt bpftrace
+need perf linux-perf
+need xz xz-utils                              # offline work that is real
+need zstd zstd
 need pqos intel-cmt-cat
 need ninja ninja-build                        # the rig, see test/rig
 need g++ build-essential
