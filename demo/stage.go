@@ -122,37 +122,11 @@ func twoCPUs() (cpuset.Set, error) {
 
 // removeStale removes the groups and files of demos that were killed and could not do it themselves.
 func removeStale(h *cgroup.Hierarchy) error {
-	root, ok := h.Dir(cgroup.CPU, "/")
-	if !ok {
-		return errors.New("the cpu controller is not mounted")
+	errs := []error{groups.RemoveStale(h, groupName)}
+	for _, dir := range groups.Stale(os.TempDir(), groupName) {
+		errs = append(errs, os.RemoveAll(dir))
 	}
-	for _, dir := range stale(root, groupName+"*") {
-		t, err := groups.New(h, filepath.Base(dir))
-		if err != nil {
-			return err
-		}
-		if err := t.Remove(); err != nil {
-			return err
-		}
-	}
-	for _, dir := range stale(os.TempDir(), groupName+"*-*") {
-		if err := os.RemoveAll(dir); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// stale are the directories whose names hold the process of a demo that does not run any more.
-func stale(dir, pattern string) (found []string) {
-	all, _ := filepath.Glob(filepath.Join(dir, pattern)) // the pattern is good
-	for _, name := range all {
-		text, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(name), groupName), "-")
-		if pid, err := strconv.Atoi(text); err == nil && errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
-			found = append(found, name)
-		}
-	}
-	return found
+	return errors.Join(errs...)
 }
 
 func (s *stage) startWork(ctx context.Context) (err error) {

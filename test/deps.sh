@@ -28,6 +28,10 @@ need redis-server redis-server
 need memcached memcached
 need stress-ng stress-ng                      # offline work
 need runqlat libbpf-tools                     # independent eyes
+need runqlat.bt bpftrace
+need perf linux-perf
+need xz xz-utils                              # offline work that is real
+need zstd zstd
 need pqos intel-cmt-cat
 need ninja ninja-build                        # the rig, see test/rig
 need g++ build-essential
@@ -42,7 +46,7 @@ need /usr/include/glib-2.0/glib.h libglib2.0-dev
 need /usr/include/pixman-1/pixman.h libpixman-1-dev
 need /usr/include/libfdt.h libfdt-dev
 need /usr/include/zlib.h zlib1g-dev
-need promtool prometheus                      # promtool checks metrics and alerts; the server is not used
+need promtool prometheus                      # promtool checks metrics and alerts, the server scrapes the agent
 need chromium chromium                        # the live page, as people see it
 need tmux tmux                                # a terminal for qos-agent top
 missing=${missing# }

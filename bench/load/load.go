@@ -22,8 +22,8 @@ import (
 // Options say what load to make.
 type Options struct {
 	Addr        string        // "127.0.0.1:8080"
-	Protocol    string        // "http", the default
-	Path        string        // of the HTTP request; default "/"
+	Protocol    string        // "http", the default, "redis" or "memcached"
+	Path        string        // of the HTTP request, default "/"; the key of redis' list; the keys for memcached
 	Connections int           // kept alive; default 64
 	Rate        float64       // arrivals per second; 0 makes none until SetRate
 	Seed        uint64        // of the arrival process

@@ -194,6 +194,34 @@ func TestHTTPAnswer(t *testing.T) {
 	}
 }
 
+func TestOtherAnswers(t *testing.T) {
+	list, get := redisSort{"k"}, memcachedGet{"a b"}
+	for _, c := range []struct {
+		p      protocol
+		in     string
+		length int
+		ok     bool
+	}{
+		{list, "", 0, true},
+		{list, "*2\r\n$1\r\nx\r\n$3\r\nab", 0, true},
+		{list, "*2\r\n$1\r\nx\r\n$3\r\nabc\r\n", 20, true},
+		{list, "*0\r\n", 0, false},
+		{list, "-ERR unknown\r\n", 0, false},
+		{get, "VALUE a 0 2\r\nxy\r\nVALUE b 0", 0, true},
+		{get, "VALUE a 0 2\r\nxy\r\nVALUE b 0 1\r\nz\r\nEND\r\n", 38, true},
+		{get, "VALUE a 0 2\r\nxy\r\nEND\r\n", 0, false},
+		{get, "SERVER_ERROR out of memory\r\n", 0, false},
+	} {
+		n, same, err := c.p.answer([]byte(c.in))
+		if (c.length > 0) != (n > 0) || (err == nil) != c.ok {
+			t.Errorf("answer(%q) = %d, %v", c.in, n, err)
+		}
+		if n > 0 && (n != len(c.in) || same > n) {
+			t.Errorf("answer(%q): length %d, constant part %d, want all of %d", c.in, n, same, len(c.in))
+		}
+	}
+}
+
 func TestQuantile(t *testing.T) {
 	s := make([]uint32, 1000)
 	for i := range s {

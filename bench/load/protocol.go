@@ -27,8 +27,16 @@ func newProtocol(o Options) (protocol, error) {
 			path = "/"
 		}
 		return httpGet{host: o.Addr, path: path}, nil
+	case "redis", "memcached":
+		if o.Path == "" {
+			return nil, fmt.Errorf("protocol %s: of which key? Path is empty", o.Protocol)
+		}
+		if o.Protocol == "redis" {
+			return redisSort{key: o.Path}, nil
+		}
+		return memcachedGet{keys: o.Path}, nil
 	}
-	return nil, fmt.Errorf("no protocol %q; there is http", o.Protocol)
+	return nil, fmt.Errorf("no protocol %q; there are http, redis and memcached", o.Protocol)
 }
 
 type httpGet struct{ host, path string }
@@ -86,6 +94,87 @@ func chunked(b []byte) (length int, err error) {
 		if n == 0 {
 			return at, nil
 		}
+	}
+}
+
+// redisSort asks redis for the first ten of a list, sorted, in the protocol RESP 2: a request of a few bytes, some work, and a small
+// answer.
+type redisSort struct{ key string }
+
+func (r redisSort) request() []byte {
+	words := []string{"SORT", r.key, "LIMIT", "0", "10", "ALPHA"}
+	b := fmt.Appendf(nil, "*%d\r\n", len(words))
+	for _, w := range words {
+		b = fmt.Appendf(b, "$%d\r\n%s\r\n", len(w), w)
+	}
+	return b
+}
+
+func (r redisSort) answer(b []byte) (length, same int, err error) {
+	line, _, ok := bytes.Cut(b, []byte("\r\n"))
+	if !ok {
+		return 0, 0, nil
+	}
+	items, err := count(line, '*')
+	if err != nil || items == 0 { // an error, or a list that is not there
+		return 0, 0, fmt.Errorf("answer %q", line)
+	}
+	at := len(line) + 2
+	for range items {
+		head, _, ok := bytes.Cut(b[min(at, len(b)):], []byte("\r\n"))
+		if !ok {
+			return 0, 0, nil
+		}
+		n, err := count(head, '$')
+		if err != nil {
+			return 0, 0, fmt.Errorf("answer's item %q: %w", head, err)
+		}
+		at += len(head) + 2 + n + 2
+	}
+	if at > len(b) {
+		return 0, 0, nil
+	}
+	return at, len(line), nil
+}
+
+// count reads a number of RESP with its kind in front.
+func count(line []byte, kind byte) (int, error) {
+	text, ok := bytes.CutPrefix(line, []byte{kind})
+	if !ok {
+		return 0, fmt.Errorf("%q does not begin with %c", line, kind)
+	}
+	n, err := strconv.ParseUint(string(text), 10, 31)
+	return int(n), err
+}
+
+// memcachedGet asks memcached for keys, with a space between two, in its text protocol.
+type memcachedGet struct{ keys string }
+
+func (m memcachedGet) request() []byte { return []byte("get " + m.keys + "\r\n") }
+
+func (m memcachedGet) answer(b []byte) (length, same int, err error) {
+	first, _, _ := bytes.Cut(b, []byte("\r\n"))
+	for at, items := 0, 0; ; items++ {
+		line, _, ok := bytes.Cut(b[min(at, len(b)):], []byte("\r\n"))
+		if !ok {
+			return 0, 0, nil
+		}
+		at += len(line) + 2
+		if string(line) == "END" {
+			if want := len(bytes.Fields([]byte(m.keys))); items != want {
+				return 0, 0, fmt.Errorf("answer has %d of %d keys", items, want)
+			}
+			return at, len(first), nil
+		}
+		f := bytes.Fields(line)
+		if len(f) != 4 || string(f[0]) != "VALUE" {
+			return 0, 0, fmt.Errorf("answer %q", line)
+		}
+		n, err := strconv.ParseUint(string(f[3]), 10, 31)
+		if err != nil {
+			return 0, 0, fmt.Errorf("answer %q: %w", line, err)
+		}
+		at += int(n) + 2
 	}
 }
 

@@ -62,6 +62,16 @@ type silentError int
 
 func (e silentError) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
 
+// newParser makes the parser of the command line.
+func newParser(c *cli, stdout, stderr io.Writer, more ...kong.Option) (*kong.Kong, error) {
+	return kong.New(c, append([]kong.Option{
+		kong.Name("qos-agent"),
+		kong.Description("Colocation QoS node daemon: sees who hurts whom, acts in milliseconds, undoes everything."),
+		kong.Writers(stdout, stderr),
+		kong.Vars{"run_dir": "/run/qos-agent", "top_sorts": topSorts()},
+	}, more...)...)
+}
+
 func execute(ctx context.Context, args []string, stdout, stderr io.Writer) (code int) {
 	// kong leaves through Exit for --help; a panic carries that out of its parser.
 	type left struct{ code int }
@@ -75,13 +85,7 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) (code
 		}
 	}()
 	var c cli
-	parser, err := kong.New(&c,
-		kong.Name("qos-agent"),
-		kong.Description("Colocation QoS node daemon: sees who hurts whom, acts in milliseconds, undoes everything."),
-		kong.Writers(stdout, stderr),
-		kong.Exit(func(code int) { panic(left{code}) }),
-		kong.Vars{"run_dir": "/run/qos-agent", "top_sorts": topSorts()},
-	)
+	parser, err := newParser(&c, stdout, stderr, kong.Exit(func(code int) { panic(left{code}) }))
 	if err != nil {
 		fmt.Fprintf(stderr, "qos-agent: %v\n", err)
 		return exitFailure

@@ -267,3 +267,14 @@ func TestStaticBadAtStart(t *testing.T) {
 		}
 	}
 }
+
+func TestExampleFile(t *testing.T) {
+	const file = "../../examples/static/pods.yaml"
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if pods, err := ParseStatic(file, data); err != nil || len(pods) != 2 {
+		t.Errorf("%d pods, %v", len(pods), err)
+	}
+}

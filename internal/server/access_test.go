@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/base64"
 	"encoding/pem"
 	"fmt"
 	"io"
@@ -294,4 +295,35 @@ func (a *authority) sign(t *testing.T, dir, name string, c *x509.Certificate) (*
 		t.Fatal(err)
 	}
 	return cert, key
+}
+
+// The examples are what an operator may start from: they are complete, and they let in whom they say.
+func TestExamples(t *testing.T) {
+	for _, name := range []string{"mtls.yaml", "users.yaml"} {
+		t.Run(name, func(t *testing.T) {
+			text, err := os.ReadFile("../../examples/access/" + name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			dir := t.TempDir()
+			ca := newAuthority(t, dir, "ca")
+			ca.issue(t, dir, "server")
+			writeFile(t, filepath.Join(dir, name), string(text))
+			e := Endpoint{Listener: listenAny(t, "0.0.0.0:0"), Everything: true, Access: Access{WebConfig: filepath.Join(dir, name)}}
+			if err := e.Check("--api-listen"); err != nil {
+				t.Fatal(err)
+			}
+			serveOn(t, e)
+			c := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: ca.pool}, DisableKeepAlives: true}}
+			url := fmt.Sprintf("https://127.0.0.1:%d/healthz", e.Listener.Addr().(*net.TCPAddr).Port)
+			if got, err := status(t, c, url); name == "mtls.yaml" && err == nil || name == "users.yaml" && got != 401 {
+				t.Errorf("a stranger gets %d %v", got, err)
+			}
+			if name == "users.yaml" {
+				if got, err := status(t, c, url, "Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte("oncall:change me"))); got != 200 {
+					t.Errorf("the user gets %d %v", got, err)
+				}
+			}
+		})
+	}
 }

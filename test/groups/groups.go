@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
@@ -250,17 +252,42 @@ func tryRemove(dir string) error {
 			}
 		}
 	}
-	if text, err := os.ReadFile(filepath.Join(dir, "cgroup.procs")); err == nil {
-		for pid := range strings.FieldsSeq(string(text)) {
-			if n, err := strconv.Atoi(pid); err == nil && n > 1 {
-				_ = unix.Kill(n, unix.SIGKILL) // it may be gone by now
-			}
-		}
-	}
+	killAll(dir)
 	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove group: %w", err)
 	}
 	return nil
+}
+
+// Empty kills what is in a group of the tree, and leaves the group.
+func (t *Tree) Empty(group string) error {
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		n := 0
+		for _, dir := range t.dirs(group) {
+			thaw(dir)
+			n += killAll(dir)
+		}
+		if n == 0 {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("empty group %s: %d processes do not die", group, n)
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+}
+
+// killAll kills the processes of a group and says how many there were.
+func killAll(dir string) (n int) {
+	text, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs")) // no such group, no such process
+	for pid := range strings.FieldsSeq(string(text)) {
+		if id, err := strconv.Atoi(pid); err == nil && id > 1 {
+			_ = unix.Kill(id, unix.SIGKILL) // it may be gone by now
+			n++
+		}
+	}
+	return n
 }
 
 // thaw lets killed processes die.
@@ -275,4 +302,70 @@ func thaw(dir string) {
 func exists(name string) bool {
 	_, err := os.Stat(name)
 	return err == nil
+}
+
+// Stale are the files of dir whose names are prefix and the id of a process that does not run any more, with whatever follows a
+// dash.
+func Stale(dir, prefix string) (found []string) {
+	entries, _ := os.ReadDir(dir) // nothing there, nothing stale
+	for _, e := range entries {
+		rest, ok := strings.CutPrefix(e.Name(), prefix)
+		text, _, _ := strings.Cut(rest, "-")
+		if pid, err := strconv.Atoi(text); ok && err == nil && errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
+			found = append(found, filepath.Join(dir, e.Name()))
+		}
+	}
+	return found
+}
+
+// RemoveStale removes the top groups that processes left behind which were killed and could not do it themselves; the groups'
+// names are prefix and the process's id. What still runs in them is killed.
+func RemoveStale(h *cgroup.Hierarchy, prefix string) error {
+	var errs []error
+	for _, dir := range (&Tree{h: h}).dirs("/") {
+		for _, name := range Stale(dir, prefix) {
+			errs = append(errs, remove(name))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Command is a command that is in the group from its first instruction on, with all its children. It is killed with the process
+// that starts it.
+func (t *Tree) Command(group, name string, args ...string) *exec.Cmd {
+	var join strings.Builder
+	for _, dir := range t.dirs(group) {
+		fmt.Fprintf(&join, "echo $$ > %s && ", filepath.Join(dir, "cgroup.procs"))
+	}
+	cmd := exec.Command("/bin/sh", append([]string{"-c", join.String() + `exec "$@"`, "sh", name}, args...)...)
+	// A process group of its own: Ctrl-C is for who started it, who then stops everything in order.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	return cmd
+}
+
+// Set sets something on a group of the tree, whatever the files for it are called.
+func (t *Tree) Set(group string, s cgroup.Setting, v cgroup.Value) error {
+	dir, ok := t.h.Dir(s.Controller(), group)
+	if !ok {
+		return fmt.Errorf("set %s: controller %s is not mounted", group, s.Controller())
+	}
+	g, err := cgroup.Kernel.OpenGroup(dir)
+	if err != nil {
+		return err
+	}
+	defer g.Close()
+	k, err := cgroup.OpenKnob(g, s, t.h.V2(s.Controller()))
+	if err != nil {
+		return err
+	}
+	defer k.Close()
+	raw, err := k.Read(make([]byte, 512))
+	if err != nil {
+		return err
+	}
+	now, err := k.Parse(raw)
+	if err != nil {
+		return err
+	}
+	return k.Write(now, v)
 }

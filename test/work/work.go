@@ -152,22 +152,32 @@ func (p *Process) Stop() {
 
 // ProcessCPU is the user and system time of a process, in steps of 10 ms.
 func ProcessCPU(pid int) (time.Duration, error) {
+	user, system, err := processTimes(pid)
+	return user + system, err
+}
+
+// ProcessUser is the user time of a process, in steps of 10 ms.
+func ProcessUser(pid int) (time.Duration, error) {
+	user, _, err := processTimes(pid)
+	return user, err
+}
+
+func processTimes(pid int) (user, system time.Duration, err error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	// The command's name is in parentheses and may hold anything; fields are counted from behind it.
 	f := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
 	if len(f) < 13 {
-		return 0, fmt.Errorf("/proc/%d/stat: too few fields", pid)
+		return 0, 0, fmt.Errorf("/proc/%d/stat: too few fields", pid)
 	}
-	var ticks int64
-	for _, field := range f[11:13] {
-		n, err := strconv.ParseInt(field, 10, 64)
+	for i, into := range []*time.Duration{&user, &system} {
+		n, err := strconv.ParseInt(f[11+i], 10, 64)
 		if err != nil {
-			return 0, fmt.Errorf("/proc/%d/stat: %w", pid, err)
+			return 0, 0, fmt.Errorf("/proc/%d/stat: %w", pid, err)
 		}
-		ticks += n
+		*into = time.Duration(n) * 10 * time.Millisecond
 	}
-	return time.Duration(ticks) * 10 * time.Millisecond, nil
+	return user, system, nil
 }

@@ -1,4 +1,4 @@
-// Loadgen makes an open-loop HTTP load and prints a JSON document a window; see package load.
+// Loadgen makes an open-loop load and prints a JSON document a window; see package load.
 package main
 
 import (
@@ -16,7 +16,8 @@ func main() {
 	load.MaybeRun()
 	var o load.Options
 	flag.StringVar(&o.Addr, "addr", "", "server, `IP:PORT`")
-	flag.StringVar(&o.Path, "path", "/", "of the request")
+	flag.StringVar(&o.Protocol, "protocol", "http", "http, redis or memcached")
+	flag.StringVar(&o.Path, "path", "/", "of the HTTP request, key of redis' list, or keys for memcached")
 	flag.Float64Var(&o.Rate, "rate", 2000, "arrivals per second")
 	flag.IntVar(&o.Connections, "connections", 64, "kept alive")
 	flag.Uint64Var(&o.Seed, "seed", 1, "of the arrival process")

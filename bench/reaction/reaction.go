@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime"
-	"slices"
 	"time"
 
+	"github.com/qos-agent/qos-agent/bench/lab"
 	"github.com/qos-agent/qos-agent/internal/clock"
 	"github.com/qos-agent/qos-agent/internal/sched"
 	"github.com/qos-agent/qos-agent/internal/server"
@@ -17,16 +17,6 @@ import (
 	"github.com/qos-agent/qos-agent/test/work"
 	"golang.org/x/sys/unix"
 )
-
-type reactionCmd struct {
-	Bursts int `default:"100" help:"Bursts per situation."`
-}
-
-type reactionResult struct {
-	machine
-	Bursts     int                    `json:"bursts"`
-	Situations map[string]reactionRow `json:"situations"`
-}
 
 type reactionRow struct {
 	// FirstCutMS is from the moment the offline processes were let loose to the agent's first write.
@@ -37,12 +27,6 @@ type reactionRow struct {
 	Scheduling     string    `json:"scheduling"`
 }
 
-type quantiles struct {
-	P50 float64 `json:"p50"`
-	P99 float64 `json:"p99"`
-	Max float64 `json:"max,omitempty"`
-}
-
 // reactionPolicy has no standing posture, so that there is something to cut. Only single long waits count, so that what happens
 // between two bursts changes nothing.
 const reactionPolicy = `  mode: enforce
@@ -50,8 +34,8 @@ const reactionPolicy = `  mode: enforce
   cpu: {posture: none, ladder: [idle]}
 `
 
-func (c *reactionCmd) measure(ctx context.Context, s *site) (any, error) {
-	r := reactionResult{machine: thisMachine(), Bursts: c.Bursts, Situations: map[string]reactionRow{}}
+// situations measures bursts of offline work.
+func (c *cli) situations(ctx context.Context, s *lab.Site, into map[string]reactionRow) error {
 	fmt.Printf("%-24s %-12s %28s %28s %7s\n", "node", "loop", "burst to first cut p50/p99", "event to write p50/p99", "missed")
 	for _, situation := range []struct {
 		name      string
@@ -64,28 +48,28 @@ func (c *reactionCmd) measure(ctx context.Context, s *site) (any, error) {
 	} {
 		row, err := c.situation(ctx, s, situation.saturated, situation.extra)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", situation.name, err)
+			return fmt.Errorf("%s: %w", situation.name, err)
 		}
 		fmt.Printf("%-24s %-12s %14.2f / %.2f ms %17.3f / %.3f ms %7d\n", situation.name, row.Scheduling, row.FirstCutMS.P50, row.FirstCutMS.P99,
 			row.EventToWriteMS.P50, row.EventToWriteMS.P99, row.Missed)
-		r.Situations[situation.name] = row
+		into[situation.name] = row
 	}
-	return r, nil
+	return nil
 }
 
 // situation runs bursts of two spinning processes per CPU beside an online service that uses most of each CPU. On a
 // saturated node, ordinary processes that belong to no pod keep every CPU busy all the time.
-func (c *reactionCmd) situation(ctx context.Context, s *site, saturated bool, extra []string) (row reactionRow, err error) {
-	defer s.stopAll()
-	web, err := s.tree.Make("web")
+func (c *cli) situation(ctx context.Context, s *lab.Site, saturated bool, extra []string) (row reactionRow, err error) {
+	defer s.StopAll()
+	web, err := s.Tree.Make("web")
 	if err != nil {
 		return row, err
 	}
-	system, err := s.tree.Make("system")
+	system, err := s.Tree.Make("system")
 	if err != nil {
 		return row, err
 	}
-	o, err := s.options(reactionPolicy)
+	o, err := s.Options(reactionPolicy)
 	if err != nil {
 		return row, err
 	}
@@ -95,7 +79,7 @@ func (c *reactionCmd) situation(ctx context.Context, s *site, saturated bool, ex
 	batch := make([]string, c.Bursts)
 	for i := range batch {
 		name := fmt.Sprintf("batch%04d", i)
-		if batch[i], err = s.tree.Make(name); err != nil {
+		if batch[i], err = s.Tree.Make(name); err != nil {
 			return row, err
 		}
 		pods = append(pods, daemon.Pod{Namespace: "jobs", Name: name, Cgroup: batch[i], Labels: map[string]string{"qos-agent.io/class": "offline"}})
@@ -105,18 +89,18 @@ func (c *reactionCmd) situation(ctx context.Context, s *site, saturated bool, ex
 	}
 	var burst []*work.Process
 	for cpu := range runtime.NumCPU() {
-		if _, err := s.start(web, work.Pulse(4*time.Millisecond, time.Millisecond).On(cpu)); err != nil {
+		if _, err := s.Start(web, work.Pulse(4*time.Millisecond, time.Millisecond).On(cpu)); err != nil {
 			return row, err
 		}
 		for range 2 {
-			p, err := s.start(batch[0], work.Spin)
+			p, err := s.Start(batch[0], work.Spin)
 			if err != nil {
 				return row, err
 			}
 			burst = append(burst, p)
 		}
 		if saturated {
-			if _, err := s.start(system, work.Spin.On(cpu)); err != nil {
+			if _, err := s.Start(system, work.Spin.On(cpu)); err != nil {
 				return row, err
 			}
 		}
@@ -126,7 +110,7 @@ func (c *reactionCmd) situation(ctx context.Context, s *site, saturated bool, ex
 	}
 	if saturated {
 		// A third of the weight of a pod: enough to keep the CPUs busy, not enough to be the culprit.
-		if err := s.tree.SetWeight(system, 30); err != nil {
+		if err := s.Tree.SetWeight(system, 30); err != nil {
 			return row, err
 		}
 	}
@@ -150,15 +134,14 @@ func (c *reactionCmd) situation(ctx context.Context, s *site, saturated bool, ex
 	if len(cuts) == 0 {
 		return row, fmt.Errorf("no burst of %d was answered; log:\n%s", c.Bursts, d.Log())
 	}
-	slices.Sort(cuts)
-	row.FirstCutMS = quantiles{P50: at(cuts, 0.5), P99: at(cuts, 0.99), Max: cuts[len(cuts)-1]}
+	row.FirstCutMS = newQuantiles(cuts)
 	row.EventToWriteMS = quantiles{P50: st.Loop.Reaction.P50Seconds * 1e3, P99: st.Loop.Reaction.P99Seconds * 1e3}
 	return row, d.Stop(ctx)
 }
 
 // bursts lets the offline processes loose at random moments, each time in another group, and waits for the agent's first write to
 // the group's cpu.idle.
-func (c *reactionCmd) bursts(ctx context.Context, s *site, batch []string, burst []*work.Process, row *reactionRow) (cuts []float64, err error) {
+func (c *cli) bursts(ctx context.Context, s *lab.Site, batch []string, burst []*work.Process, row *reactionRow) (cuts []float64, err error) {
 	// The watcher must not itself wait for a CPU.
 	runtime.LockOSThread()
 	if err := sched.Realtime(); err != nil {
@@ -167,10 +150,10 @@ func (c *reactionCmd) bursts(ctx context.Context, s *site, batch []string, burst
 	defer func() { err = errors.Join(err, sched.Ordinary(0, 0)) }()
 	rng := rand.New(rand.NewPCG(7, 7))
 	for _, group := range batch {
-		if err := each(burst, func(p *work.Process) error { return s.tree.Join(group, p.PID()) }); err != nil {
+		if err := each(burst, func(p *work.Process) error { return s.Tree.Join(group, p.PID()) }); err != nil {
 			return cuts, err
 		}
-		if err := sleep(ctx, time.Duration(50+rng.IntN(100))*time.Millisecond); err != nil {
+		if err := lab.Sleep(ctx, time.Duration(50+rng.IntN(100))*time.Millisecond); err != nil {
 			return cuts, err
 		}
 		cut, ok, err := c.burst(s, group, burst)
@@ -186,8 +169,8 @@ func (c *reactionCmd) bursts(ctx context.Context, s *site, batch []string, burst
 	return cuts, nil
 }
 
-func (c *reactionCmd) burst(s *site, group string, burst []*work.Process) (cut time.Duration, ok bool, err error) {
-	w, err := watch(s.tree.File(cgroup.CPU, group, "cpu.idle"))
+func (c *cli) burst(s *lab.Site, group string, burst []*work.Process) (cut time.Duration, ok bool, err error) {
+	w, err := watch(s.Tree.File(cgroup.CPU, group, "cpu.idle"))
 	if err != nil {
 		return 0, false, err
 	}
@@ -251,8 +234,4 @@ func each(ps []*work.Process, do func(*work.Process) error) error {
 		errs = append(errs, do(p))
 	}
 	return errors.Join(errs...)
-}
-
-func at(sorted []float64, q float64) float64 {
-	return sorted[min(len(sorted)-1, int(q*float64(len(sorted))))]
 }

@@ -1,23 +1,12 @@
-// Command bpfcost holds the run-queue programs against libbpf-tools' runqlat, which measures the same thing in another way:
-//
-//   - agreement: the waits of one process under contention, seen by both over the same seconds;
-//   - cost: nanoseconds of BPF per sched_switch, by the kernel's own accounting, under the same load;
-//   - pipe: how much a pinned `perf bench sched pipe`, the worst case with a switch every microsecond, is slowed down, in
-//     interleaved rounds.
-//
-// It needs root and Debian's packages libbpf-tools, linux-perf and util-linux.
 package main
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"math/bits"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"runtime"
 	"slices"
@@ -27,34 +16,14 @@ import (
 	"time"
 
 	cilium "github.com/cilium/ebpf"
+	"github.com/qos-agent/qos-agent/bench/lab"
+	"github.com/qos-agent/qos-agent/bench/online"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
 	"github.com/qos-agent/qos-agent/pkg/ebpf"
 	"github.com/qos-agent/qos-agent/pkg/histogram"
-	"github.com/qos-agent/qos-agent/test/groups"
 	"github.com/qos-agent/qos-agent/test/work"
 	"golang.org/x/sys/unix"
 )
-
-func main() {
-	work.MaybeRun()
-	out := flag.String("out", "bench/results/bpfcost.json", "file for the results")
-	seconds := flag.Int("seconds", 6, "length of the agreement and cost windows")
-	rounds := flag.Int("rounds", 15, "rounds of the pipe bench")
-	flag.Parse()
-	if err := run(*out, *seconds, *rounds); err != nil {
-		fmt.Fprintln(os.Stderr, "bpfcost:", err)
-		os.Exit(1)
-	}
-}
-
-type result struct {
-	Kernel    string    `json:"kernel"`
-	CPUs      int       `json:"cpus"`
-	Date      string    `json:"date"`
-	Agreement agreement `json:"agreement"`
-	Cost      []cost    `json:"cost"`
-	Pipe      pipe      `json:"pipe"`
-}
 
 // agreement is in log2 buckets of microseconds: bucket n holds [2^n, 2^(n+1)) µs, bucket 0 everything below 2 µs.
 type agreement struct {
@@ -72,21 +41,18 @@ type quantiles struct {
 
 // cost is nanoseconds of all programs of a tool, divided by the number of switches.
 type cost struct {
-	Load             string  `json:"load"`
-	SwitchesPerSec   float64 `json:"switches_per_second"`
-	OursNSPerSwitch  float64 `json:"bpf_ns_per_switch"`
-	RunqlatPerSwitch float64 `json:"runqlat_ns_per_switch"`
+	Load            string             `json:"load"`
+	SwitchesPerSec  float64            `json:"switches_per_second"`
+	OursNSPerSwitch float64            `json:"bpf_ns_per_switch"`
+	ToolNS          map[string]float64 `json:"tool_ns_per_switch"`
 }
 
-type pipe struct {
-	Rounds      int     `json:"rounds"`
-	BareUS      summary `json:"bare_us_per_op"`
-	OursUS      summary `json:"ours_us_per_op"`
-	RunqlatUS   summary `json:"runqlat_us_per_op"`
-	OursPct     float64 `json:"ours_slowdown_percent"`
-	RunqlatPct  float64 `json:"runqlat_slowdown_percent"`
-	OfRunqlat   float64 `json:"ours_of_runqlat"` // our slow-down as a part of runqlat's
-	OursTracked bool    `json:"ours_as_victim"`
+// slowdown is what a bench takes bare and under each tool.
+type slowdown struct {
+	Rounds   int                `json:"rounds"`
+	Unit     string             `json:"unit"`
+	Took     map[string]summary `json:"took"`
+	Slowdown map[string]float64 `json:"slowdown"` // 0.05: 5 % slower than bare, by medians
 }
 
 type summary struct {
@@ -95,86 +61,77 @@ type summary struct {
 	Max    float64 `json:"max"`
 }
 
-// bench is what the three measurements share: a victim's group and a competitor's.
-type bench struct {
-	tree           *groups.Tree
-	h              *cgroup.Hierarchy
+// bpf is what the three measurements share: a victim's group and a competitor's.
+type bpf struct {
+	*lab.Lab
 	victim, others string
 	load           []*work.Process
 }
 
 const victimSlot, otherSlot = ebpf.FirstSlot, ebpf.FirstSlot + 1
 
-func run(out string, seconds, rounds int) (err error) {
-	if os.Getuid() != 0 {
-		return errors.New("needs root")
-	}
-	for _, tool := range []string{"runqlat", "perf", "taskset"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			return fmt.Errorf("needs the command %s (Debian: libbpf-tools, linux-perf, util-linux): %w", tool, err)
+// tools are the public programs that the agent's are held against: command, and Debian's package. bpftrace's runs the same program in
+// its own language.
+var tools = []struct {
+	name, pkg string
+	args      []string
+}{
+	{"runqlat", "libbpf-tools", []string{"3600", "1"}},
+	{"runqlat.bt", "bpftrace", nil},
+}
+
+// measureBPF does all three, interleaved where they are compared.
+func measureBPF(l *lab.Lab, seconds, rounds int, r *result) (err error) {
+	for _, tool := range [][2]string{{"runqlat", "libbpf-tools"}, {"runqlat.bt", "bpftrace"}, {"perf", "linux-perf"}, {"taskset", "util-linux"}} {
+		if _, err := online.Find(tool[0], tool[1]); err != nil {
+			return err
 		}
 	}
-	h, err := cgroup.Detect("/sys/fs/cgroup")
-	if err != nil {
+	b := &bpf{Lab: l}
+	defer b.stop()
+	if b.victim, err = l.Tree.Make("victim"); err != nil {
 		return err
 	}
-	tree, err := groups.New(h, fmt.Sprintf("qos-agent-bench-%d", os.Getpid()))
-	if err != nil {
+	if b.others, err = l.Tree.Make("others"); err != nil {
 		return err
 	}
-	b := &bench{tree: tree, h: h}
-	defer func() {
-		b.stop()
-		err = errors.Join(err, tree.Remove())
-	}()
-	if b.victim, err = tree.Make("victim"); err != nil {
-		return err
-	}
-	if b.others, err = tree.Make("others"); err != nil {
-		return err
-	}
-	release, _ := os.ReadFile("/proc/sys/kernel/osrelease") // empty if it cannot be read: then nobody knows the kernel
-	r := result{Kernel: strings.TrimSpace(string(release)), CPUs: runtime.NumCPU(), Date: time.Now().UTC().Format(time.DateOnly)}
 	window := time.Duration(seconds) * time.Second
 	if r.Agreement, err = b.agreement(window); err != nil {
 		return fmt.Errorf("agreement: %w", err)
 	}
-	for _, l := range []string{"contention", "pipe"} {
-		c, err := b.cost(l, window)
+	for _, load := range []string{"contention", "pipe"} {
+		c, err := b.cost(load, window)
 		if err != nil {
 			return fmt.Errorf("cost: %w", err)
 		}
 		r.Cost = append(r.Cost, c)
 	}
-	if r.Pipe, err = b.pipe(rounds); err != nil {
+	if r.Pipe, err = b.slowdown(rounds, b.pipeOnce); err != nil {
 		return fmt.Errorf("pipe: %w", err)
 	}
-	r.print()
-	text, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return err
+	if r.Messaging, err = b.slowdown(rounds, b.messagingOnce); err != nil {
+		return fmt.Errorf("messaging: %w", err)
 	}
-	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
-		return err
-	}
-	return os.WriteFile(out, append(text, '\n'), 0o644)
+	contention, pipe := r.Cost[0], r.Pipe
+	r.OursNS, r.RunqlatNS, r.PipeSlowdown = contention.OursNSPerSwitch, contention.ToolNS["runqlat"], pipe.Slowdown["qos-agent"]
+	return nil
 }
 
-func (b *bench) start(group string, loads ...work.Load) error {
+func (b *bpf) start(group string, loads ...work.Load) error {
 	for _, l := range loads {
 		p, err := work.Start(l)
 		if err != nil {
 			return err
 		}
 		b.load = append(b.load, p)
-		if err := b.tree.Join(group, p.PID()); err != nil {
+		if err := b.Tree.Join(group, p.PID()); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (b *bench) stop() {
+func (b *bpf) stop() {
 	for _, p := range b.load {
 		p.Stop()
 	}
@@ -182,7 +139,7 @@ func (b *bench) stop() {
 }
 
 // contend makes a victim that works two thirds of the time beside three groups' worth of spinning.
-func (b *bench) contend() error {
+func (b *bpf) contend() error {
 	if err := b.start(b.victim, work.Pulse(2*time.Millisecond, time.Millisecond).On(0)); err != nil {
 		return err
 	}
@@ -190,13 +147,13 @@ func (b *bench) contend() error {
 }
 
 // trace loads our programs with both groups tracked.
-func (b *bench) trace(stats bool) (*ebpf.Tracer, error) {
+func (b *bpf) trace(stats bool) (*ebpf.Tracer, error) {
 	t, err := ebpf.Load(ebpf.Options{RunStats: stats})
 	if err != nil {
 		return nil, err
 	}
 	for group, slot := range map[string]ebpf.Slot{b.victim: victimSlot, b.others: otherSlot} {
-		id, err := b.h.ID(group)
+		id, err := b.H.ID(group)
 		if err == nil {
 			err = t.Track(id, slot, slot == victimSlot)
 		}
@@ -210,7 +167,7 @@ func (b *bench) trace(stats bool) (*ebpf.Tracer, error) {
 // attachTime is what runqlat needs to load; its own window begins after that.
 const attachTime = 2 * time.Second
 
-func (b *bench) agreement(window time.Duration) (a agreement, err error) {
+func (b *bpf) agreement(window time.Duration) (a agreement, err error) {
 	if err := b.contend(); err != nil {
 		return a, err
 	}
@@ -291,7 +248,7 @@ func bucketAt(counts []uint64, q float64) int {
 }
 
 // cost runs one load under ours and then under runqlat, with the kernel's accounting of BPF run time on.
-func (b *bench) cost(load string, window time.Duration) (c cost, err error) {
+func (b *bpf) cost(load string, window time.Duration) (c cost, err error) {
 	c.Load = load
 	start := b.contend
 	if load == "pipe" {
@@ -325,12 +282,17 @@ func (b *bench) cost(load string, window time.Duration) (c cost, err error) {
 		return c, fmt.Errorf("no program of a switch ran: %+v", after.Programs)
 	}
 	c.SwitchesPerSec, c.OursNSPerSwitch = float64(switches)/window.Seconds(), float64(ns)/float64(switches)
-	c.RunqlatPerSwitch, err = runqlatCost(window)
-	return c, err
+	c.ToolNS = map[string]float64{}
+	for _, tool := range tools {
+		if c.ToolNS[tool.name], err = toolCost(tool.name, tool.args, window); err != nil {
+			return c, err
+		}
+	}
+	return c, nil
 }
 
-// runqlatCost is what runqlat's programs take on whatever the machine does now.
-func runqlatCost(window time.Duration) (float64, error) {
+// toolCost is what a tool's programs take on whatever the machine does now.
+func toolCost(name string, args []string, window time.Duration) (float64, error) {
 	on, err := cilium.EnableStats(unix.BPF_STATS_RUN_TIME)
 	if err != nil {
 		return 0, err
@@ -340,12 +302,13 @@ func runqlatCost(window time.Duration) (float64, error) {
 	if err := programs(func(id cilium.ProgramID, _ *cilium.Program) error { known[id] = true; return nil }); err != nil {
 		return 0, err
 	}
-	cmd, err := startRunqlat()
+	cmd, err := startTool(name, args)
 	if err != nil {
 		return 0, err
 	}
 	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
 	read := func() (ns, switches uint64, err error) {
+		most := uint64(0)
 		err = programs(func(id cilium.ProgramID, p *cilium.Program) error {
 			if known[id] {
 				return nil
@@ -359,11 +322,16 @@ func runqlatCost(window time.Duration) (float64, error) {
 				return err
 			}
 			ns += uint64(stats.Runtime)
+			// bpftrace names no program; that of switches runs at least as often as those of wakeups.
 			if strings.Contains(info.Name, "switch") {
 				switches += stats.RunCount
 			}
+			most = max(most, stats.RunCount)
 			return nil
 		})
+		if switches == 0 {
+			switches = most
+		}
 		return
 	}
 	ns0, sw0, err := read()
@@ -376,14 +344,18 @@ func runqlatCost(window time.Duration) (float64, error) {
 		return 0, err
 	}
 	if sw1 == sw0 {
-		return 0, errors.New("runqlat's program of switches did not run")
+		return 0, fmt.Errorf("%s's program of switches did not run", name)
 	}
 	return float64(ns1-ns0) / float64(sw1-sw0), nil
 }
 
-// startRunqlat traces everything, as an operator would, until it is killed.
-func startRunqlat() (*exec.Cmd, error) {
-	cmd := exec.Command("runqlat", "3600", "1")
+// startTool traces everything, as an operator would, until it is killed.
+func startTool(name string, args []string) (*exec.Cmd, error) {
+	path, err := online.Find(name, "libbpf-tools or bpftrace")
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(path, args...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		return nil, err
@@ -415,14 +387,14 @@ func programs(fn func(cilium.ProgramID, *cilium.Program) error) error {
 }
 
 // pipeArgs is the pipe bench on the last CPU, in the victim's group.
-func (b *bench) pipeArgs(loops int) []string {
-	procs := b.tree.File(cgroup.CPU, b.victim, "cgroup.procs")
+func (b *bpf) pipeArgs(loops int) []string {
+	procs := b.Tree.File(cgroup.CPU, b.victim, "cgroup.procs")
 	cpu := runtime.NumCPU() - 1
 	return []string{"-c", fmt.Sprintf("echo $$ > %s && exec taskset -c %d perf bench -f simple sched pipe -l %d", procs, cpu, loops)}
 }
 
 // startPipe runs the pipe bench without end; stop ends it with the rest of the tree's loads.
-func (b *bench) startPipe() error {
+func (b *bpf) startPipe() error {
 	cmd := exec.Command("sh", b.pipeArgs(1<<30)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
@@ -434,7 +406,7 @@ func (b *bench) startPipe() error {
 }
 
 // pipeOnce is the time of one round trip in µs.
-func (b *bench) pipeOnce() (float64, error) {
+func (b *bpf) pipeOnce() (float64, error) {
 	const loops = 150_000
 	out, err := exec.Command("sh", b.pipeArgs(loops)...).Output()
 	if err != nil {
@@ -444,66 +416,69 @@ func (b *bench) pipeOnce() (float64, error) {
 	return s * 1e6 / loops, err
 }
 
-// pipe compares bare, ours (with the bench's own group as a tracked victim) and runqlat, in turns that change with each round.
-func (b *bench) pipe(rounds int) (p pipe, err error) {
-	p.Rounds, p.OursTracked = rounds, true
-	var us [3][]float64
-	for round := range rounds {
-		for k := range 3 {
-			k = (k + round) % 3
-			v, err := b.under(k)
-			if err != nil {
-				return p, err
-			}
-			us[k] = append(us[k], v)
-		}
+// messagingOnce is the time of groups of processes that send each other messages, in ms.
+func (b *bpf) messagingOnce() (float64, error) {
+	procs := b.Tree.File(cgroup.CPU, b.victim, "cgroup.procs")
+	out, err := exec.Command("sh", "-c", fmt.Sprintf("echo $$ > %s && exec perf bench -f simple sched messaging -g 2 -l 400", procs)).Output()
+	if err != nil {
+		return 0, fmt.Errorf("perf bench: %w", err)
 	}
-	p.BareUS, p.OursUS, p.RunqlatUS = summarize(us[0]), summarize(us[1]), summarize(us[2])
-	p.OursPct = 100 * (p.OursUS.Median/p.BareUS.Median - 1)
-	p.RunqlatPct = 100 * (p.RunqlatUS.Median/p.BareUS.Median - 1)
-	p.OfRunqlat = p.OursPct / p.RunqlatPct
-	return p, nil
+	s, err := strconv.ParseFloat(strings.TrimSpace(string(out)), 64)
+	return s * 1e3, err
 }
 
-func (b *bench) under(k int) (us float64, err error) {
-	switch k {
-	case 1:
+// slowdown compares bare, the agent's programs (with the bench's own group as a tracked victim) and the tools, in turns that change with
+// each round.
+func (b *bpf) slowdown(rounds int, once func() (float64, error)) (d slowdown, err error) {
+	d = slowdown{Rounds: rounds, Unit: "us per operation, or ms of a run", Took: map[string]summary{}, Slowdown: map[string]float64{}}
+	took := map[string][]float64{}
+	under := []string{"bare", "qos-agent"}
+	for _, t := range tools {
+		under = append(under, t.name)
+	}
+	for round := range rounds {
+		for k := range under {
+			name := under[(k+round)%len(under)]
+			v, err := b.under(name, once)
+			if err != nil {
+				return d, err
+			}
+			took[name] = append(took[name], v)
+		}
+	}
+	for name, v := range took {
+		d.Took[name] = summarize(v)
+	}
+	for name, s := range d.Took {
+		if name != "bare" {
+			d.Slowdown[name] = s.Median/d.Took["bare"].Median - 1
+		}
+	}
+	return d, nil
+}
+
+func (b *bpf) under(name string, once func() (float64, error)) (v float64, err error) {
+	if name == "qos-agent" {
 		t, err := b.trace(false)
 		if err != nil {
 			return 0, err
 		}
 		defer func() { err = errors.Join(err, t.Close()) }()
-	case 2:
-		cmd, err := startRunqlat()
-		if err != nil {
-			return 0, err
-		}
-		defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+		return once()
 	}
-	return b.pipeOnce()
+	for _, tool := range tools {
+		if tool.name == name {
+			cmd, err := startTool(tool.name, tool.args)
+			if err != nil {
+				return 0, err
+			}
+			defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+		}
+	}
+	return once()
 }
 
 func summarize(v []float64) summary {
 	s := slices.Sorted(slices.Values(v))
 	return summary{Min: s[0], Median: s[len(s)/2], Max: s[len(s)-1]}
-}
-
-func (r *result) print() {
-	a := r.Agreement
-	fmt.Printf("kernel %s, %d CPUs, %s\n\n", r.Kernel, r.CPUs, r.Date)
-	fmt.Printf("agreement with runqlat (log2 buckets of µs): p50 %d and %d, p99 %d and %d; same or neighbour: %v (%d and %d waits)\n\n",
-		a.Ours.P50, a.Runqlat.P50, a.Ours.P99, a.Runqlat.P99, a.Neighbours, a.OursWaits, a.RunqlatWait)
-	fmt.Printf("%-12s %12s %18s %18s\n", "load", "switches/s", "ours ns/switch", "runqlat ns/switch")
-	for _, c := range r.Cost {
-		fmt.Printf("%-12s %12.0f %18.1f %18.1f\n", c.Load, c.SwitchesPerSec, c.OursNSPerSwitch, c.RunqlatPerSwitch)
-	}
-	p := r.Pipe
-	fmt.Printf("\nperf bench sched pipe, µs/op, median (min - max) of %d interleaved rounds\n", p.Rounds)
-	for _, row := range []struct {
-		name string
-		s    summary
-	}{{"bare", p.BareUS}, {"ours", p.OursUS}, {"runqlat", p.RunqlatUS}} {
-		fmt.Printf("  %-8s %.3f (%.3f - %.3f)\n", row.name, row.s.Median, row.s.Min, row.s.Max)
-	}
-	fmt.Printf("  slowed down by %.1f %% with ours, %.1f %% with runqlat: %.2f of it\n", p.OursPct, p.RunqlatPct, p.OfRunqlat)
 }

@@ -3,31 +3,18 @@ package main
 import (
 	"context"
 	"fmt"
+	"math"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/qos-agent/qos-agent/bench/lab"
 	"github.com/qos-agent/qos-agent/internal/server"
 	"github.com/qos-agent/qos-agent/test/daemon"
 	"github.com/qos-agent/qos-agent/test/work"
 )
-
-type costCmd struct {
-	Containers []int           `default:"10,150" help:"Numbers of containers to measure with."`
-	Intervals  []time.Duration `default:"100ms" help:"Tick intervals to measure with."`
-	Windows    int             `default:"5" help:"Windows per combination; the median is quoted."`
-	Window     time.Duration   `default:"10s" help:"Length of a window."`
-	Scrape     time.Duration   `default:"15s" help:"Time between scrapes of /metrics, as Prometheus would do it."`
-}
-
-type costResult struct {
-	machine
-	Windows       int       `json:"windows"`
-	WindowSeconds float64   `json:"window_seconds"`
-	Scale         []costRow `json:"scale"`
-}
 
 type costRow struct {
 	Containers    int     `json:"containers"`
@@ -39,36 +26,81 @@ type costRow struct {
 	AllocsPerTick float64 `json:"allocs_per_tick"` // of the whole process, scrapes included
 	TickP50US     float64 `json:"tick_p50_us"`
 	TickP99US     float64 `json:"tick_p99_us"`
-	BPFNSPerEvent float64 `json:"bpf_ns_per_switch,omitempty"`
 }
 
-func (c *costCmd) measure(ctx context.Context, s *site) (any, error) {
-	r := costResult{machine: thisMachine(), Windows: c.Windows, WindowSeconds: c.Window.Seconds()}
-	fmt.Printf("%10s %9s %22s %8s %12s %18s\n", "containers", "tick", "CPU of one core", "RSS", "allocs/tick", "tick p50 / p99")
+// scale measures the daemon beside each number of containers at each interval, and how its cost grows with them.
+func (c *cli) scale(ctx context.Context, s *lab.Site, r *result) error {
+	fmt.Printf("\n%10s %9s %22s %8s %12s %18s\n", "containers", "tick", "CPU of one core", "RSS", "allocs/tick", "tick p50 / p99")
 	for _, n := range c.Containers {
 		if err := c.populate(s, n); err != nil {
-			return nil, err
+			return err
 		}
 		for _, interval := range c.Intervals {
 			row, err := c.row(ctx, s, n, interval)
 			if err != nil {
-				return nil, err
+				return fmt.Errorf("%d containers, %v: %w", n, interval, err)
 			}
 			fmt.Printf("%10d %9v %6.2f %% (%.2f - %.2f) %4.1f MiB %12.1f %7.0f / %.0f us\n", n, interval, row.CPUPercent, row.CPUPercentMin, row.CPUPercentMax,
 				row.RSSMiB, row.AllocsPerTick, row.TickP50US, row.TickP99US)
 			r.Scale = append(r.Scale, row)
 		}
-		s.stopAll()
+		s.StopAll()
 	}
-	return r, nil
+	for _, interval := range c.Intervals {
+		if g, ok := grow(r.Scale, interval.Seconds()*1e3); ok {
+			r.Growth = append(r.Growth, g)
+			fmt.Printf("at %v: %.4f %% of a core and %.1f KiB for each container more, %.2f %% without any; least squares leave %.0f %% of the largest value\n",
+				interval, g.CPUPercentPerContainer, g.RSSKiBPerContainer, g.CPUPercentBase, 100*g.Residual)
+		}
+	}
+	return nil
+}
+
+// growth is a straight line through the rows of one interval.
+type growth struct {
+	IntervalMS             float64 `json:"interval_ms"`
+	CPUPercentPerContainer float64 `json:"cpu_percent_per_container"`
+	CPUPercentBase         float64 `json:"cpu_percent_base"`
+	RSSKiBPerContainer     float64 `json:"rss_kib_per_container"`
+	Residual               float64 `json:"largest_residual"` // from the line, as a part of the largest value: 0 is perfectly linear
+}
+
+func grow(rows []costRow, interval float64) (g growth, ok bool) {
+	var n, cpu, mem []float64
+	for _, r := range rows {
+		if r.IntervalMS == interval {
+			n, cpu, mem = append(n, float64(r.Containers)), append(cpu, r.CPUPercent), append(mem, r.RSSMiB*1024)
+		}
+	}
+	if len(n) < 3 {
+		return g, false
+	}
+	g.IntervalMS = interval
+	g.CPUPercentPerContainer, g.CPUPercentBase = line(n, cpu)
+	g.RSSKiBPerContainer, _ = line(n, mem)
+	for i := range n {
+		g.Residual = max(g.Residual, math.Abs(cpu[i]-g.CPUPercentBase-g.CPUPercentPerContainer*n[i])/slices.Max(cpu))
+	}
+	return g, true
+}
+
+// line is the least-squares line through points.
+func line(x, y []float64) (slope, base float64) {
+	var sx, sy, sxx, sxy float64
+	for i := range x {
+		sx, sy, sxx, sxy = sx+x[i], sy+y[i], sxx+x[i]*x[i], sxy+x[i]*y[i]
+	}
+	n := float64(len(x))
+	slope = (n*sxy - sx*sy) / (n*sxx - sx*sx)
+	return slope, (sy - slope*sx) / n
 }
 
 // populate makes n single-container pods, a third of them online, each with a process that wakes 20 times a second.
-func (c *costCmd) populate(s *site, n int) error {
+func (c *cli) populate(s *lab.Site, n int) error {
 	pods := make([]daemon.Pod, n)
 	for i := range pods {
 		name := fmt.Sprintf("pod%04d", i)
-		group, err := s.tree.Make(name)
+		group, err := s.Tree.Make(name)
 		if err != nil {
 			return err
 		}
@@ -77,20 +109,20 @@ func (c *costCmd) populate(s *site, n int) error {
 			class = "online"
 		}
 		pods[i] = daemon.Pod{Namespace: "bench", Name: name, Cgroup: group, Labels: map[string]string{"qos-agent.io/class": class}}
-		if _, err := s.start(group, work.Pulse(50*time.Microsecond, 50*time.Millisecond)); err != nil {
+		if _, err := s.Start(group, work.Pulse(50*time.Microsecond, 50*time.Millisecond)); err != nil {
 			return err
 		}
 	}
-	o, err := s.options("  mode: enforce\n")
+	o, err := s.Options("  mode: enforce\n")
 	if err != nil {
 		return err
 	}
 	return daemon.WriteStaticPods(o.StaticPods, pods...)
 }
 
-func (c *costCmd) row(ctx context.Context, s *site, n int, interval time.Duration) (costRow, error) {
+func (c *cli) row(ctx context.Context, s *lab.Site, n int, interval time.Duration) (costRow, error) {
 	row := costRow{Containers: n, IntervalMS: interval.Seconds() * 1e3}
-	o, err := s.options("  mode: enforce\n")
+	o, err := s.Options("  mode: enforce\n")
 	if err != nil {
 		return row, err
 	}
@@ -103,7 +135,7 @@ func (c *costCmd) row(ctx context.Context, s *site, n int, interval time.Duratio
 	if _, err := d.WaitState(ctx, "all pods", func(st *server.State) bool { return len(st.Pods) == n && st.Loop.Ticks > 20 }); err != nil {
 		return row, err
 	}
-	if err := sleep(ctx, 3*time.Second); err != nil { // start-up is not steady state
+	if err := lab.Sleep(ctx, 3*time.Second); err != nil { // start-up is not steady state
 		return row, err
 	}
 	first, err := d.State(ctx)
@@ -123,7 +155,7 @@ func (c *costCmd) row(ctx context.Context, s *site, n int, interval time.Duratio
 		}
 		start := time.Now()
 		for time.Since(start) < c.Window {
-			if err := sleep(ctx, min(c.Window-time.Since(start), max(0, time.Until(nextScrape)))); err != nil {
+			if err := lab.Sleep(ctx, min(c.Window-time.Since(start), max(0, time.Until(nextScrape)))); err != nil {
 				return row, err
 			}
 			if !time.Now().Before(nextScrape) {

@@ -1,0 +1,52 @@
+package lab
+
+import (
+	"os"
+	"path/filepath"
+
+	"github.com/qos-agent/qos-agent/test/daemon"
+	"github.com/qos-agent/qos-agent/test/work"
+)
+
+// Site is a lab with the daemon's binary and loads that run in its groups.
+type Site struct {
+	*Lab
+	Bin  string
+	load []*work.Process
+}
+
+// Remove ends all loads and closes the lab.
+func (s *Site) Remove() error {
+	s.StopAll()
+	return s.Close()
+}
+
+// Start starts a load in a group.
+func (s *Site) Start(group string, l work.Load) (*work.Process, error) {
+	p, err := work.Start(l)
+	if err != nil {
+		return nil, err
+	}
+	s.load = append(s.load, p)
+	return p, s.Tree.Join(group, p.PID())
+}
+
+// StopAll ends all loads.
+func (s *Site) StopAll() {
+	for _, p := range s.load {
+		p.Stop()
+	}
+	s.load = nil
+}
+
+// Options are the daemon's, with a policy of the given spec.
+func (s *Site) Options(spec string) (daemon.Options, error) {
+	o := daemon.Options{
+		Binary: s.Bin, PolicyDir: filepath.Join(s.Dir, "policy"), StaticPods: filepath.Join(s.Dir, "pods.yaml"), RunDir: filepath.Join(s.Dir, "run"),
+	}
+	if err := os.MkdirAll(o.PolicyDir, 0o755); err != nil {
+		return o, err
+	}
+	text := "apiVersion: qos-agent.io/v1alpha1\nkind: QoSPolicy\nmetadata: {name: bench}\nspec:\n" + spec
+	return o, daemon.Replace(filepath.Join(o.PolicyDir, "policy.yaml"), text)
+}

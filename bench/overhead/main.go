@@ -1,0 +1,131 @@
+// Command overhead measures what the agent costs, on this machine's kernel:
+//
+//   - agreement: the waits of one process under contention, seen by the agent's programs and by runqlat over the same seconds;
+//   - cost: nanoseconds of BPF per sched_switch, by the kernel's own accounting, beside libbpf-tools' and bpftrace's runqlat;
+//   - slow-down: of `perf bench sched pipe`, pinned, the worst case with a switch every microsecond, and of messaging;
+//   - scale: CPU time, memory and allocations of the daemon beside many containers, at several intervals.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"github.com/alecthomas/kong"
+	"github.com/qos-agent/qos-agent/bench/lab"
+	"github.com/qos-agent/qos-agent/test/daemon"
+	"github.com/qos-agent/qos-agent/test/work"
+)
+
+type cli struct {
+	Out        string          `default:"bench/results" help:"Directory for the results."`
+	Part       string          `default:"all" enum:"all,bpf,scale" help:"Measure only the programs in the kernel, or only the daemon (${enum})."`
+	Seconds    int             `default:"5" help:"Length of the windows of agreement and cost."`
+	Rounds     int             `default:"9" help:"Rounds of the slow-down."`
+	Containers []int           `default:"10,100,150,500,1000" help:"Numbers of containers to measure with."`
+	Intervals  []time.Duration `default:"10ms,100ms,1s" help:"Tick intervals to measure with."`
+	Windows    int             `default:"3" help:"Windows of the daemon per combination; the median is quoted."`
+	Window     time.Duration   `default:"3s" help:"Length of one."`
+	Scrape     time.Duration   `default:"15s" help:"Time between scrapes of /metrics, as Prometheus would do it."`
+}
+
+// result is what others read.
+type result struct {
+	lab.Machine
+	OursNS       float64 `json:"bpf_ns_per_switch"` // under contention
+	RunqlatNS    float64 `json:"runqlat_ns_per_switch"`
+	PipeSlowdown float64 `json:"pipe_slowdown"` // 0.05: 5 % slower than bare
+
+	Agreement agreement `json:"agreement"`
+	Cost      []cost    `json:"cost"`
+	Pipe      slowdown  `json:"pipe"`
+	Messaging slowdown  `json:"messaging"`
+
+	Windows       int       `json:"windows"`
+	WindowSeconds float64   `json:"window_seconds"`
+	Scale         []costRow `json:"scale"`
+	Growth        []growth  `json:"growth"`
+}
+
+func main() {
+	work.MaybeRun()
+	var c cli
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
+	defer stop()
+	kctx := kong.Parse(&c, kong.BindTo(ctx, (*context.Context)(nil)))
+	err := kctx.Run()
+	if errors.Is(err, context.Canceled) {
+		fmt.Fprintln(os.Stderr, "overhead: interrupted; everything is cleaned up")
+		os.Exit(130)
+	}
+	kctx.FatalIfErrorf(err)
+}
+
+// Run measures and writes the result. A part that is not measured keeps what the file has of it.
+func (c *cli) Run(ctx context.Context) (err error) {
+	l, err := lab.Open()
+	if err != nil {
+		return err
+	}
+	s := &lab.Site{Lab: l}
+	defer func() { err = errors.Join(err, s.Remove()) }()
+	if s.Bin, err = daemon.Build(l.Dir); err != nil {
+		return err
+	}
+	r := &result{}
+	if c.Part != "all" {
+		lab.ReadResult(c.Out, "overhead.json", r)
+	}
+	r.Machine = lab.ThisMachine()
+	if c.Part != "scale" {
+		r.Cost = nil
+		if err := measureBPF(l, c.Seconds, c.Rounds, r); err != nil {
+			return err
+		}
+		r.print()
+	}
+	if c.Part != "bpf" {
+		r.Windows, r.WindowSeconds, r.Scale, r.Growth = c.Windows, c.Window.Seconds(), nil, nil
+		if err := c.scale(ctx, s, r); err != nil {
+			return err
+		}
+	}
+	return lab.WriteResult(c.Out, "overhead.json", r)
+}
+
+func (r *result) print() {
+	a := r.Agreement
+	fmt.Printf("kernel %s, %d CPUs, %s\n\n", r.Kernel, r.CPUs, r.Date)
+	fmt.Printf("agreement with runqlat (log2 buckets of µs): p50 %d and %d, p99 %d and %d; same or neighbour: %v (%d and %d waits)\n\n",
+		a.Ours.P50, a.Runqlat.P50, a.Ours.P99, a.Runqlat.P99, a.Neighbours, a.OursWaits, a.RunqlatWait)
+	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprint(t, "ns of BPF per switch\tswitches/s\tqos-agent")
+	for _, tool := range tools {
+		fmt.Fprint(t, "\t"+tool.name)
+	}
+	fmt.Fprintln(t)
+	for _, c := range r.Cost {
+		fmt.Fprintf(t, "%s\t%.0f\t%.0f", c.Load, c.SwitchesPerSec, c.OursNSPerSwitch)
+		for _, tool := range tools {
+			fmt.Fprintf(t, "\t%.0f", c.ToolNS[tool.name])
+		}
+		fmt.Fprintln(t)
+	}
+	for name, d := range map[string]slowdown{"perf bench sched pipe, us per operation": r.Pipe, "perf bench sched messaging, ms": r.Messaging} {
+		fmt.Fprintf(t, "\n%s\tmedian (min - max) of %d\tslower by\n", name, d.Rounds)
+		names := []string{"bare", "qos-agent"}
+		for _, tool := range tools {
+			names = append(names, tool.name)
+		}
+		for _, n := range names {
+			s := d.Took[n]
+			fmt.Fprintf(t, "%s\t%.3f (%.3f - %.3f)\t%.1f %%\n", n, s.Median, s.Min, s.Max, 100*d.Slowdown[n])
+		}
+	}
+	t.Flush()
+}

@@ -1,0 +1,95 @@
+// Command reaction measures how fast the daemon reacts, on this machine's kernel:
+//
+//	situations  from the start of an offline burst to the agent's first cut, and from the kernel's event to the completed write,
+//	            on an idle node and on a saturated one, with and without the real-time class for the agent's loop
+//	surges      from the start of an online surge beside steady offline work to the first cut, and until the service answers
+//	            again as it should, by the agent and by koordlet's rule at 1 Hz
+//
+// It drives the binary that is shipped, on real groups, and leaves nothing behind.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"slices"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+	"github.com/qos-agent/qos-agent/bench/lab"
+	"github.com/qos-agent/qos-agent/bench/load"
+	"github.com/qos-agent/qos-agent/test/daemon"
+	"github.com/qos-agent/qos-agent/test/work"
+)
+
+type cli struct {
+	Out    string `default:"bench/results" help:"Directory for the results."`
+	Bursts int    `default:"30" help:"Bursts per situation."`
+	Short  int    `default:"12" help:"Surges of each short length, per protection; long ones are fewer."`
+	Seed   uint64 `default:"1" help:"Of arrivals and of waits between surges."`
+}
+
+// result is what others read.
+type result struct {
+	lab.Machine
+	Bursts      int                    `json:"bursts"`
+	Protections map[string]*surgeRow   `json:"protections"`
+	Faster      float64                `json:"faster_than_suppress_1hz"` // the better form's median first cut, to the agent's
+	Situations  map[string]reactionRow `json:"situations"`
+}
+
+func main() {
+	load.MaybeRun()
+	work.MaybeRun()
+	var c cli
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
+	defer stop()
+	kctx := kong.Parse(&c, kong.BindTo(ctx, (*context.Context)(nil)))
+	err := kctx.Run()
+	if errors.Is(err, context.Canceled) {
+		fmt.Fprintln(os.Stderr, "reaction: interrupted; everything is cleaned up")
+		os.Exit(130)
+	}
+	kctx.FatalIfErrorf(err)
+}
+
+// Run measures and writes the result.
+func (c *cli) Run(ctx context.Context) (err error) {
+	l, err := lab.Open()
+	if err != nil {
+		return err
+	}
+	s := &lab.Site{Lab: l}
+	defer func() { err = errors.Join(err, s.Remove()) }()
+	if s.Bin, err = daemon.Build(l.Dir); err != nil {
+		return err
+	}
+	r := result{Machine: lab.ThisMachine(), Bursts: c.Bursts, Situations: map[string]reactionRow{}, Protections: map[string]*surgeRow{}}
+	if err := c.surges(ctx, s, &r); err != nil {
+		return err
+	}
+	if err := c.situations(ctx, s, r.Situations); err != nil {
+		return err
+	}
+	return lab.WriteResult(c.Out, "reaction.json", r)
+}
+
+type quantiles struct {
+	P50 float64 `json:"p50"`
+	P99 float64 `json:"p99"`
+	Max float64 `json:"max,omitempty"`
+}
+
+func newQuantiles(values []float64) quantiles {
+	if len(values) == 0 {
+		return quantiles{}
+	}
+	s := slices.Sorted(slices.Values(values))
+	return quantiles{P50: at(s, 0.5), P99: at(s, 0.99), Max: s[len(s)-1]}
+}
+
+func at(sorted []float64, q float64) float64 {
+	return sorted[min(len(sorted)-1, int(q*float64(len(sorted))))]
+}
