@@ -292,7 +292,9 @@ func (c *childCmd) Run(ctx context.Context) error {
 	from := cpuTime()
 	for _, s := range all {
 		o := replay.Options{Verify: c.Mode == "verify", ReadOnly: c.Mode == "read"}
-		o.Each = func(s *trace.Step, _ *decide.Decision) { hours += s.Snapshot.Elapsed.Hours() * float64(len(s.Snapshot.Containers)) }
+		o.Each = func(s *trace.Step, _ *decide.Decision) {
+			hours += s.Snapshot.Elapsed.Hours() * float64(len(s.Snapshot.Containers))
+		}
 		res, err := replay.Run(ctx, s, o)
 		if err != nil {
 			return err

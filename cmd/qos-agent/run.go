@@ -22,9 +22,11 @@ import (
 	"github.com/qos-agent/qos-agent/internal/clock"
 	"github.com/qos-agent/qos-agent/internal/collect"
 	"github.com/qos-agent/qos-agent/internal/decisionlog"
+	"github.com/qos-agent/qos-agent/internal/kubeevents"
 	"github.com/qos-agent/qos-agent/internal/page"
 	"github.com/qos-agent/qos-agent/internal/pods"
 	"github.com/qos-agent/qos-agent/internal/policy"
+	"github.com/qos-agent/qos-agent/internal/privilege"
 	"github.com/qos-agent/qos-agent/internal/sched"
 	"github.com/qos-agent/qos-agent/internal/server"
 	"github.com/qos-agent/qos-agent/internal/trace"
@@ -52,6 +54,8 @@ type runCmd struct {
 	Mode        string        `enum:",observe,enforce" default:"" placeholder:"MODE" help:"Override the policy's mode: observe (write nothing) or enforce."`
 	Realtime    bool          `default:"true" negatable:"" help:"Run the loop's one thread in the real-time class, within a budget."`
 	BPFStats    bool          `name:"bpf-stats" default:"true" negatable:"" help:"Have the kernel account the run time of BPF programs."`
+	NodeName    string        `env:"NODE_NAME" placeholder:"NAME" help:"Name of the node, for people; default: the host's name, which in a pod is the pod's."`
+	DropCaps    bool          `name:"drop-capabilities" default:"true" negatable:"" help:"Give up capabilities that are not needed any more once everything is loaded."`
 	LogFormat   string        `enum:"text,json" default:"text" help:"Format of the log on stderr: ${enum}."`
 	LogLevel    slog.Level    `default:"info" help:"Least level that is logged: debug, info, warn, error."`
 
@@ -59,15 +63,12 @@ type runCmd struct {
 	APIWebConfig string `name:"api-web-config" placeholder:"FILE" help:"TLS, client certificates and users of --api-listen, in the format of Prometheus's exporter toolkit; read anew for every connection."`
 	APITokenFile string `name:"api-token-file" placeholder:"FILE" help:"Bearer token that --api-listen asks for; read anew for every request."`
 
-	Record        string        `placeholder:"DIR" help:"Record what the loop sees and does into files in this directory, for qos-agent replay."`
-	RecordMaxMiB  int64         `name:"record-max-mib" default:"1024" help:"Most disk that all recordings there may take, MiB; the oldest make room."`
-	RecordMaxAge  time.Duration `default:"168h" help:"Age at which a file of a recording is removed; 0: never."`
-	RecordFileMiB int64         `name:"record-file-mib" default:"64" help:"Size at which a new file is begun, MiB; at most a quarter of --record-max-mib."`
-	RecordFileAge time.Duration `default:"1h" help:"Time after which a new file is begun."`
+	recordFlags `embed:""`
 
 	DecisionLogDir   string `name:"decision-log-dir" placeholder:"DIR" help:"Directory of the decision log's files; default: the run directory."`
 	DecisionLogMiB   int    `name:"decision-log-mib" default:"4" help:"Size at which a file of the decision log is put aside, MiB."`
 	DecisionLogFiles int    `name:"decision-log-files" default:"3" help:"How many files of the decision log are kept; 0: none are written."`
+	KubeEvents       bool   `name:"kube-events" help:"Tell Kubernetes of cuts as Events of the pod; needs a service account that may create events of group events.k8s.io."`
 }
 
 // Validate is called by kong.
@@ -84,8 +85,11 @@ func (c *runCmd) Validate() error {
 	if c.APIListen == "" && c.APIWebConfig+c.APITokenFile != "" {
 		return errors.New("--api-web-config, --api-token-file: want --api-listen as well")
 	}
-	if c.RecordMaxMiB < 4 || c.RecordFileMiB < 1 || c.RecordMaxAge < 0 || c.RecordFileAge < time.Second {
-		return errors.New("--record-max-mib, --record-file-mib, --record-max-age, --record-file-age: want at least 4 MiB in all, 1 MiB and 1s a file, and no negative age")
+	if c.KubeEvents && c.Pods == "static" {
+		return errors.New("--kube-events: the pods of --pods static are not Kubernetes's")
+	}
+	if err := c.recordFlags.check(); err != nil {
+		return err
 	}
 	if c.DecisionLogMiB < 1 || c.DecisionLogFiles < 0 {
 		return errors.New("--decision-log-mib, --decision-log-files: want at least 1 MiB and no negative number of files")
@@ -139,7 +143,11 @@ func (c *runCmd) Run(e env) (err error) {
 		return err
 	}
 	endpoints = append(endpoints, server.Endpoint{Listener: socket, Everything: true})
-	decisions, err := decisionlog.Open(decisionlog.Options{Files: c.decisionFiles(), Log: log})
+	sinks, err := c.kubeEvents(e.ctx, source, log)
+	if err != nil {
+		return err
+	}
+	decisions, err := decisionlog.Open(decisionlog.Options{Files: c.decisionFiles(), Sinks: sinks, Log: log})
 	if err != nil {
 		return err
 	}
@@ -175,6 +183,33 @@ func (c *runCmd) listen() (endpoints []server.Endpoint, err error) {
 	return endpoints, add(c.APIListen, "--api-listen", always, server.Access{WebConfig: c.APIWebConfig, TokenFile: c.APITokenFile})
 }
 
+// kubeEvents starts what tells Kubernetes of decisions, if that is wanted. It ends with ctx; nothing waits for it.
+func (c *runCmd) kubeEvents(ctx context.Context, source pods.Source, log *slog.Logger) ([]func(*decisionlog.Entry), error) {
+	if !c.KubeEvents {
+		return nil, nil
+	}
+	o, err := kubeevents.InCluster()
+	if err != nil {
+		return nil, err
+	}
+	hostname, _ := os.Hostname() // NODE_NAME is better, and the chart sets it
+	o.Node, o.Log = cmp.Or(os.Getenv("NODE_NAME"), hostname, "unknown"), log
+	o.UID = func(namespace, name string) string {
+		for _, p := range source.Pods() {
+			if p.Namespace == namespace && p.Name == name {
+				return p.UID
+			}
+		}
+		return ""
+	}
+	poster, err := kubeevents.New(o)
+	if err != nil {
+		return nil, err
+	}
+	go poster.Run(ctx)
+	return []func(*decisionlog.Entry){poster.Sink}, nil
+}
+
 func (c *runCmd) decisionFiles() decisionlog.Files {
 	if c.DecisionLogFiles == 0 {
 		return decisionlog.Files{}
@@ -198,6 +233,7 @@ type parts struct {
 // serve probes the node, loads what it can do, and runs loop and server until ctx is done.
 func (c *runCmd) serve(ctx context.Context, p parts) (err error) {
 	log := p.log
+	log.Info("started with", "capabilities", privilege.Held())
 	// The loop's thread needs a processor of the Go runtime at once when it comes back from the kernel, also while a scrape and
 	// the garbage collector have one each.
 	if os.Getenv("GOMAXPROCS") == "" {
@@ -251,8 +287,11 @@ func (c *runCmd) serve(ctx context.Context, p parts) (err error) {
 	}
 	defer func() { err = errors.Join(err, collector.Close()) }()
 
-	hostname, _ := os.Hostname() // for people only
-	recorder, err := c.recorder(hostname, report, log)
+	hostname := c.NodeName
+	if hostname == "" {
+		hostname, _ = os.Hostname() // for people only
+	}
+	recorder, err := c.recorder(trace.Info{Agent: version, Hostname: hostname, Kernel: kernelRelease(), Interval: c.Interval}, report, log)
 	if err != nil {
 		return err
 	}
@@ -274,6 +313,9 @@ func (c *runCmd) serve(ctx context.Context, p parts) (err error) {
 	})
 	if err != nil {
 		return err
+	}
+	if c.DropCaps {
+		c.dropCapabilities(p, tracer, report)
 	}
 	log.Info("qos-agent", "version", version, "listen", p.endpoints[0].Listener.Addr(), "policy", p.policy.Name(), "id", p.policy.ID(),
 		"cgroups", p.hierarchy.Mode(), "interval", c.Interval, "pods", c.Pods)
@@ -322,21 +364,6 @@ func (c *runCmd) watch(log *slog.Logger) func(context.Context, func(*policy.Comp
 		}
 		policy.Watch(ctx, c.PolicyDir, policy.WatchOptions{Log: log}, onChange)
 	}
-}
-
-// recorder is nil if nothing is to be recorded.
-func (c *runCmd) recorder(hostname string, report capability.Report, log *slog.Logger) (*trace.Recorder, error) {
-	if c.Record == "" {
-		return nil, nil
-	}
-	info := trace.Info{Agent: version, Hostname: hostname, Kernel: kernelRelease(), Interval: c.Interval}
-	for _, p := range report.Probes {
-		info.Capabilities = append(info.Capabilities, trace.Capability{Name: p.Name, OK: p.OK, Detail: p.Detail})
-	}
-	return trace.NewRecorder(trace.RecorderOptions{
-		Dir: c.Record, MaxBytes: c.RecordMaxMiB << 20, MaxAge: c.RecordMaxAge, FileBytes: c.RecordFileMiB << 20, FileEvery: c.RecordFileAge,
-		Info: info, Log: log,
-	})
 }
 
 func kernelRelease() string {

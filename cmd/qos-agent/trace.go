@@ -11,7 +11,10 @@ import (
 )
 
 type traceCmd struct {
-	Info traceInfoCmd `cmd:"" help:"Say what is in recordings."`
+	Info   traceInfoCmd   `cmd:"" help:"Say what is in recordings."`
+	Cut    traceCutCmd    `cmd:"" help:"Write a part of a recording as one of its own."`
+	Export traceExportCmd `cmd:"" help:"Write recordings as tables, for DuckDB, pandas or Spark."`
+	Import traceImportCmd `cmd:"" help:"Make a recording of a public trace."`
 }
 
 type traceInfoCmd struct {

@@ -10,11 +10,9 @@ import (
 	"strings"
 	"text/tabwriter"
 
-	"github.com/qos-agent/qos-agent/internal/decide"
 	"github.com/qos-agent/qos-agent/internal/policy"
 	"github.com/qos-agent/qos-agent/internal/replay"
 	"github.com/qos-agent/qos-agent/internal/report"
-	"github.com/qos-agent/qos-agent/internal/trace"
 	"github.com/qos-agent/qos-agent/internal/whatif"
 )
 
@@ -96,26 +94,13 @@ func printAsked(w io.Writer, a *asked) {
 
 // writeReport writes the page about one trace.
 func (c *replayCmd) writeReport(ctx context.Context, s replay.Series, other *policy.Compiled, a *asked) (err error) {
-	rep := report.New(other)
-	r, err := trace.Open(s.Files[0])
-	if err != nil {
-		return err
-	}
-	rep.SetInfo(r.Info())
-	if err := r.Close(); err != nil {
-		return err
-	}
 	from, to, err := c.span(s)
 	if err != nil {
 		return err
 	}
-	if _, err := replay.Run(ctx, s, replay.Options{From: from, To: to, Each: func(st *trace.Step, d *decide.Decision) { rep.Step(st, d) }}); err != nil {
+	rep, err := report.Build(ctx, s, from, to, other)
+	if err != nil {
 		return err
-	}
-	if other != nil {
-		if _, err := replay.Run(ctx, s, replay.Options{From: from, To: to, Policy: other, Differs: rep.Differs}); err != nil {
-			return err
-		}
 	}
 	if a != nil {
 		rep.SetWhatIf(a.Result, a.model, &a.HoldOut)

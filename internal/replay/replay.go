@@ -33,6 +33,9 @@ type Options struct {
 	From, To time.Time
 	// Each gets every step between From and To with the decision that the replay came to, nil if there was no policy. Neither may be kept.
 	Each func(*trace.Step, *decide.Decision)
+	// Before gets every step between From and To before it is taken, with what the controllers remember then, and whether that is exactly what
+	// the recording agent remembered. Its error ends the replay.
+	Before func(s *trace.Step, brain *decide.State, exact bool) error
 	// Differs gets every difference: of Verify, or of Policy.
 	Differs func(*Difference)
 	// Progress gets how many of how many bytes have been read, about once for each frame.
@@ -275,6 +278,11 @@ func (r *run) step(s *trace.Step, wanted bool) (more bool, err error) {
 	}
 	if wanted {
 		r.count(s)
+	}
+	if wanted && r.o.Before != nil {
+		if err := r.o.Before(s, r.brain, r.exact); err != nil {
+			return false, err
+		}
 	}
 	if s.Policy == nil || r.o.ReadOnly {
 		if wanted && r.o.Each != nil {

@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/qos-agent/qos-agent/internal/decide"
 	"github.com/qos-agent/qos-agent/internal/policy"
 	"github.com/qos-agent/qos-agent/internal/replay"
 	"github.com/qos-agent/qos-agent/internal/sim"
@@ -66,20 +65,9 @@ func page(t *testing.T, sc *sim.Scenario, d time.Duration) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rep := New(other)
-	r, err := trace.Open(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	rep.SetInfo(r.Info())
-	if err := r.Close(); err != nil {
-		t.Fatal(err)
-	}
 	s := replay.Series{Files: []string{file}}
-	if _, err := replay.Run(context.Background(), s, replay.Options{Each: func(st *trace.Step, d *decide.Decision) { rep.Step(st, d) }}); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := replay.Run(context.Background(), s, replay.Options{Policy: other, Differs: rep.Differs}); err != nil {
+	rep, err := Build(context.Background(), s, time.Time{}, time.Time{}, other)
+	if err != nil {
 		t.Fatal(err)
 	}
 	rec := whatif.Recorded(context.Background(), s, time.Time{}, time.Time{})

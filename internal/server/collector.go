@@ -247,6 +247,9 @@ func (c *collector) collectKnobs(e emitter, m *Metrics) {
 		}
 		e.value(c.knobsHeld, float64(m.KnobsHeld[k]), k.String())
 	}
+	for held, n := range m.PodKnobs {
+		e.value(c.podKnobsHeld, float64(n), held.Namespace, held.Pod, held.Kind.String(), held.Rule, held.Victim)
+	}
 }
 
 func (c *collector) collectPolicy(e emitter, m *Metrics) {

@@ -36,7 +36,7 @@ type families struct {
 	blame, verdict                                         *family
 	pods, sourceConnected, sourceSuccess, sourceFailures   *family
 	unresolved                                             *family
-	knobWrites, knobsHeld                                  *family
+	knobWrites, knobsHeld, podKnobsHeld                    *family
 	policyInfo, enforcing                                  *family
 	reloadSuccess, reloads, refusals, policyLoaded         *family
 	capability                                             *family
@@ -111,6 +111,9 @@ func newFamilies() *families {
 	f.knobsHeld = f.add(gauge, "knobs_held",
 		"Settings that the agent has changed and will put back.",
 		"1 per knob", "knob")
+	f.podKnobsHeld = f.add(gauge, "pod_knobs_held",
+		"Settings of the pod and its containers that the agent has changed, by the rule that wants them and the online pod (namespace/name) for whose sake; the rule posture has no victim.",
+		"1 per pod, knob, rule and victim that are held now", "namespace", "pod", "knob", "rule", "victim")
 	f.enforcing = f.add(gauge, "enforcing",
 		"1 if the mode in force is enforce, 0 if it is observe.", "1")
 

@@ -128,7 +128,11 @@ func fixture() *fakeProvider {
 		KnobWrites: []KnobWrites{
 			{knob.CPUIdle, knob.Written, 2}, {knob.CPUSet, knob.Written, 5}, {knob.CPUSet, knob.Gone, 1},
 		},
-		KnobsHeld:    map[knob.Kind]int{knob.CPUIdle: 2, knob.CPUSet: 1},
+		KnobsHeld: map[knob.Kind]int{knob.CPUIdle: 2, knob.CPUSet: 1},
+		PodKnobs: map[PodKnob]int{
+			{Namespace: "jobs", Pod: "batch-a", Kind: knob.CPUIdle, Rule: "posture"}:                  1,
+			{Namespace: "jobs", Pod: "batch-a", Kind: knob.CPUSet, Rule: "event", Victim: "shop/web"}: 2,
+		},
 		Capabilities: probes,
 		Programs:     []ProgramMetrics{{Name: "sched_switch", RunNS: 65_000_000, Runs: 1_000_000}},
 		Lost:         Lost{Events: 1, ShortWalks: 3},

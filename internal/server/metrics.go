@@ -22,6 +22,7 @@ type Metrics struct {
 
 	KnobWrites []KnobWrites
 	KnobsHeld  map[knob.Kind]int
+	PodKnobs   map[PodKnob]int // settings held of each pod, without those that only follow others
 
 	Capabilities []capability.Probe
 	Programs     []ProgramMetrics // BPF programs
@@ -54,6 +55,14 @@ type ContainerMetrics struct {
 
 	Counters *CounterTotals
 	CPI      *CPILevels // online containers only
+}
+
+// PodKnob is what is held of a pod, and why.
+type PodKnob struct {
+	Namespace, Pod string
+	Kind           knob.Kind
+	Rule           string
+	Victim         string // "namespace/name"; empty: for nobody in particular
 }
 
 // WaitTotals is run-queue wait.
