@@ -106,7 +106,7 @@ func (s *Score) Window(d time.Duration, violated bool, parts []Part) {
 // IsCut reports whether a note is about taking something from a pod.
 func IsCut(n *control.Note) bool {
 	switch n.Rule {
-	case control.RuleEventCut, control.RuleTickCut, control.RuleJointCut, control.RuleWidenCut, control.RuleRegrowUndo:
+	case control.RuleEventCut, control.RuleTickCut, control.RuleJointCut, control.RuleWidenCut, control.RuleRegrowUndo, control.RulePlea:
 		return n.From != n.To
 	}
 	return false

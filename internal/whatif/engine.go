@@ -144,6 +144,9 @@ func (e *engine) take(w *world, plan []knob.Want, notes []control.Note) {
 
 // guilty reports whether the pod of a note has a noticeable part in what its victim waits.
 func (e *engine) guilty(n *control.Note) bool {
+	if n.Owner != control.OwnerCPU || n.Rule == control.RulePlea {
+		return true // for cache or memory bandwidth: the model cannot tell
+	}
 	seen := false
 	for _, v := range e.victims {
 		if v.key != n.Victim {
