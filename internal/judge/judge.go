@@ -22,7 +22,9 @@ type State struct {
 	verdicts []Verdict // reused
 	shares   []Share   // backs the verdicts' shares; reused
 	findings []Finding // reused
-	scratch  [binSamples]uint32
+	// accounted is what one event's waits went to; reused.
+	accounted []Share
+	scratch   [binSamples]uint32
 }
 
 // track is one online container's windows.
@@ -60,9 +62,7 @@ func (s *State) Step(v *View) ([]Verdict, []Finding) {
 	}
 	s.findings = s.findings[:0]
 	for i := range v.Events {
-		if f, ok := s.find(v, i); ok {
-			s.findings = append(s.findings, f)
-		}
+		s.find(v, i)
 	}
 	if v.Trigger != signal.Tick {
 		return nil, s.findings
