@@ -257,6 +257,7 @@ func (c *runCmd) serve(ctx context.Context, p parts) (err error) {
 	options := collect.Options{
 		Hierarchy: p.hierarchy, Clock: clock.System{}, Log: log, Caps: report.Capabilities(), OriginalCPUs: p.executor.OriginalCPUs,
 	}
+	options.Caps.NestedLimits = p.hierarchy.V2(cgroup.CPU) && p.hierarchy.V2(cgroup.CPUSet)
 	if x := p.classes; x != nil {
 		options.Resctrl, options.MonitorGroup, options.RDT = x.FS(), x.MonitorGroup, collect.Facts(x.Info(), "/sys")
 	}

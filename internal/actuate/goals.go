@@ -222,7 +222,8 @@ func (e *Executor) follow(t knob.Target, leader knob.Want) (*unit, error) {
 	return u, nil
 }
 
-// base is what a knob would be set to if it were alone: what is wanted, or the original.
+// base is what a knob would be set to if it were alone: what is wanted, or the original. What others have limited more tightly, before us
+// or meanwhile, is not loosened, whatever the policy says about changes by others.
 func (u *unit) base() cgroup.Value {
 	if !u.direct {
 		return u.orig
@@ -234,9 +235,18 @@ func (u *unit) base() cgroup.Value {
 			v.Period = u.orig.Period
 		}
 		v.N = max(v.N, -1)
-		return cgroup.Value{N: v.N, Period: v.Period}
+		if v = (cgroup.Value{N: v.N, Period: v.Period}); v.N >= 0 && ratio(u.orig) < ratio(v) { // to lift a limit is to lift it
+			return u.orig
+		}
+		return v
 	case knob.CPUSet:
-		return cgroup.Value{CPUs: v.CPUs}
+		if u.orig.CPUs.Empty() || v.CPUs.SubsetOf(u.orig.CPUs) {
+			return cgroup.Value{CPUs: v.CPUs}
+		}
+		if both := v.CPUs.And(u.orig.CPUs); !both.Empty() {
+			return cgroup.Value{CPUs: both}
+		}
+		return u.orig
 	default:
 		return cgroup.Value{N: v.N}
 	}
