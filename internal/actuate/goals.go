@@ -103,6 +103,9 @@ func (e *Executor) wanted(t knob.Target) *entry {
 // look finds out what is known about a knob: what it is now, whether someone else has changed it, whether it is wanted. A
 // knob that is wanted for the first time is taken. The result is nil if it is not held, or cannot be dealt with now.
 func (e *Executor) look(t knob.Target) *unit {
+	if e.closed[t] != nil && e.reopen(t) == nil {
+		return nil
+	}
 	en, u := e.wanted(t), e.held[t]
 	if u == nil {
 		if en == nil {
@@ -262,7 +265,7 @@ func (e *Executor) weightGoals(group string, units []*unit) []*unit {
 	weight := e.look(weightOf)
 	if idle != nil {
 		idle.goal, idle.release = idle.base(), !idle.direct
-		if weight == nil && e.held[weightOf] == nil {
+		if weight == nil && e.held[weightOf] == nil && e.closed[weightOf] == nil {
 			var err error
 			if weight, err = e.follow(weightOf, idle.want); err != nil && !unsupported(err) {
 				e.failed(idle, idle.goal, err) // its weight would be lost
@@ -307,7 +310,7 @@ func (e *Executor) bandwidthGoals(group string, units []*unit) []*unit {
 		}
 	}
 	burst := e.look(burstOf)
-	if quota != nil && burst == nil && e.held[burstOf] == nil {
+	if quota != nil && burst == nil && e.held[burstOf] == nil && e.closed[burstOf] == nil {
 		var err error
 		if burst, err = e.follow(burstOf, quota.want); err != nil && !unsupported(err) {
 			e.failed(quota, quota.goal, err)
@@ -345,7 +348,7 @@ type above struct {
 func (e *Executor) treeGoals(t knob.Target, a above, visited map[knob.Target]bool, units []*unit) []*unit {
 	visited[t] = true
 	u := e.look(t)
-	if u == nil && e.held[t] == nil && a.held {
+	if u == nil && e.held[t] == nil && e.closed[t] == nil && a.held {
 		u = e.followParent(t, a)
 	}
 	if u != nil && u.fresh && t.Kind == knob.CPUSet && a.held && a.inherited(u.cur) {
