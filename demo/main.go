@@ -1,6 +1,7 @@
 // Demo shows, in about a minute and on this machine, what qos-agent is for: an online service whose latency is wrecked by
 // offline work beside it and brought back, with the culprit named and every setting restored in the end. It needs root, and
-// neither a cluster nor a container runtime. It leaves demo/out/report.json and report.txt, and nothing else.
+// neither a cluster nor a container runtime. It leaves demo/out/report.json and report.txt, the agent's recording in demo/out/trace
+// (qos-agent replay --verify demo/out/trace), and nothing else.
 package main
 
 import (

@@ -168,7 +168,13 @@ func (s *stage) startAgent(ctx context.Context, bin string) (err error) {
 	if err := s.writePolicy("mode: observe"); err != nil {
 		return err
 	}
-	s.agent, err = daemon.Start(daemon.Options{Binary: bin, PolicyDir: policies, StaticPods: pods, RunDir: filepath.Join(s.dir, "run")})
+	recording := filepath.Join(s.o.out, "trace")
+	if err := os.RemoveAll(recording); err != nil { // of the demo before
+		return err
+	}
+	s.agent, err = daemon.Start(daemon.Options{
+		Binary: bin, PolicyDir: policies, StaticPods: pods, RunDir: filepath.Join(s.dir, "run"), Extra: []string{"--record", recording},
+	})
 	if err != nil {
 		return err
 	}
