@@ -418,11 +418,10 @@ func (r *Recorder) append(c *capture) {
 // reopen ends the present file, if there is one, and begins the next, with the step that has a checkpoint.
 func (r *Recorder) reopen(s *Step) error {
 	if r.w == nil {
-		if s.State == nil {
-			r.wantState.Store(true)
-			return nil
-		}
 		if r.o.wall().Before(r.down) {
+			return nil // a checkpoint would be made in vain
+		}
+		if s.State == nil {
 			r.wantState.Store(true)
 			return nil
 		}
@@ -497,7 +496,6 @@ func (r *Recorder) fail(err error) {
 	}
 	r.w, r.file, r.turn = nil, nil, false
 	r.down = r.o.wall().Add(retryAfter)
-	r.wantState.Store(true)
 }
 
 func (r *Recorder) account() {
