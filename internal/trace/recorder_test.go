@@ -85,13 +85,13 @@ func readAll(t *testing.T, dir string, each func(i int, s *Step)) (files, steps 
 func TestRecorder(t *testing.T) {
 	dir := t.TempDir()
 	r, err := NewRecorder(RecorderOptions{
-		Dir: dir, MaxBytes: 64 << 20, FileBytes: 100 << 10, StateEvery: 10 * time.Second,
+		Dir: dir, MaxBytes: 64 << 20, FileBytes: 60 << 10, StateEvery: 10 * time.Second,
 		Writer: WriterOptions{KeyEvery: 7 * time.Second}, Info: Info{Agent: "test"},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := record(t, r, newWalk(t, 1), 2000)
+	want := record(t, r, newWalk(t, 1), 800)
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -99,7 +99,7 @@ func TestRecorder(t *testing.T) {
 	if steps != len(want) || files < 3 {
 		t.Errorf("%d steps in %d files, want %d in several", steps, files, len(want))
 	}
-	if s := r.Stats(); s.Steps != 2000 || s.Dropped != 0 || s.Failures != 0 || s.Bytes == 0 || s.DiskBytes != int64(s.Bytes) {
+	if s := r.Stats(); s.Steps != 800 || s.Dropped != 0 || s.Failures != 0 || s.Bytes == 0 || s.DiskBytes != int64(s.Bytes) {
 		t.Errorf("%+v", s)
 	}
 }

@@ -410,10 +410,10 @@ func (w *walk) decide(snap *signal.Snapshot) *Step {
 }
 
 func TestWhatIsWrittenIsRead(t *testing.T) {
-	for seed := range uint64(5) {
+	for seed := range uint64(3) {
 		w := newWalk(t, seed)
 		var steps []*Step
-		for range 600 {
+		for range 300 {
 			steps = append(steps, w.step())
 		}
 		data := write(t, WriterOptions{KeyEvery: 10 * time.Second}, steps...)

@@ -34,7 +34,7 @@ func recording(t *testing.T) []replay.Series {
 	p.Spec.Mode = policy.Enforce
 	p.Spec.Objectives.CPUWaitP99, p.Spec.Objectives.CPUWaitEvent = policy.Duration(2*time.Millisecond), policy.Duration(4*time.Millisecond)
 	pol, brain := policy.MustCompile(p), decide.New()
-	node := tracetest.New(tracetest.Options{Containers: 10, CPUs: 4, Seed: 5, Hardware: true})
+	node := tracetest.New(tracetest.Options{Containers: 6, CPUs: 4, Seed: 5, Hardware: true})
 	for i := range 3000 {
 		s := node.Tick()
 		if rec.WantsState() {
@@ -63,7 +63,7 @@ func recording(t *testing.T) []replay.Series {
 
 func TestTables(t *testing.T) {
 	all := recording(t)
-	for table, least := range map[string]int{"containers": 30_000, "node": 3000, "verdicts": 5000, "notes": 1, "outcomes": 1} {
+	for table, least := range map[string]int{"containers": 18_000, "node": 3000, "verdicts": 5000, "notes": 1, "outcomes": 1} {
 		var text, lines bytes.Buffer
 		if err := CSV(context.Background(), &text, table, all); err != nil {
 			t.Fatal(err)
