@@ -31,6 +31,7 @@ func main() {
 	layers := flag.String("layers", "unit,kernel,vm,rig", "which layers to run, comma-separated")
 	kernels := flag.String("kernels", "6.1,6.12", "series of Debian's kernels for the vm and rig layers, comma-separated")
 	only := flag.String("only", "", "only packages whose import path matches this `regexp`")
+	match := flag.String("run", "", "only rig tests whose name matches this `regexp`")
 	long := flag.Bool("long", false, "also run rig tests named TestRigLong..., and let all of them take their time")
 	keep := flag.String("keep", "", "print lines of tests' output that begin with this `prefix`, passed or not")
 	verbose := flag.Bool("v", false, "print what passed tests say, too")
@@ -40,8 +41,13 @@ func main() {
 		fmt.Fprintln(os.Stderr, "runner: -only:", err)
 		os.Exit(2)
 	}
+	named, err := regexp.Compile(*match)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "runner: -run:", err)
+		os.Exit(2)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	ok, err := run(ctx, strings.Split(*layers, ","), strings.Split(*kernels, ","), filter, *long, *verbose, *keep)
+	ok, err := run(ctx, strings.Split(*layers, ","), strings.Split(*kernels, ","), filter, named, *long, *verbose, *keep)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "runner:", err)
@@ -52,7 +58,7 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, layers, kernels []string, filter *regexp.Regexp, long, verbose bool, keep string) (bool, error) {
+func run(ctx context.Context, layers, kernels []string, filter, named *regexp.Regexp, long, verbose bool, keep string) (bool, error) {
 	start := time.Now()
 	dir, err := os.MkdirTemp("", "qos-agent-runner-")
 	if err != nil {
@@ -67,7 +73,7 @@ func run(ctx context.Context, layers, kernels []string, filter *regexp.Regexp, l
 	if err != nil {
 		return false, err
 	}
-	r := &runner{dir: dir, packages: packages, deploy: deploy, tally: newTally(os.Stdout), jobTime: jobTimeout, long: long}
+	r := &runner{dir: dir, packages: packages, deploy: deploy, tally: newTally(os.Stdout), jobTime: jobTimeout, long: long, named: named}
 	r.tally.keep, r.tally.verbose = keep, verbose
 	if long {
 		r.jobTime, r.env = longTimeout, []string{"QOS_AGENT_RDT=full"}
@@ -110,8 +116,9 @@ type runner struct {
 	tally    *tally
 
 	long    bool
-	jobTime time.Duration // of one package's tests in a virtual machine
-	env     []string      // of tests in a virtual machine
+	named   *regexp.Regexp // tests in the rig that are to run
+	jobTime time.Duration  // of one package's tests in a virtual machine
+	env     []string       // of tests in a virtual machine
 }
 
 // pkg is what `go list -json` says of a package.
