@@ -64,6 +64,35 @@ type trouble struct {
 	Culprits  []string     `json:"culprits,omitempty"`
 }
 
+// classView is a class of service.
+type classView struct {
+	Group    string   `json:"group"`
+	Schemata string   `json:"schemata"`
+	Ways     int      `json:"ways,omitempty"`
+	Percent  int      `json:"percent,omitempty"`
+	Rule     string   `json:"rule,omitempty"`
+	Victim   string   `json:"victim,omitempty"`
+	Pods     []string `json:"pods"`
+	Since    int64    `json:"since"` // s since 1970
+}
+
+func classes(s *server.State) []classView {
+	out := []classView{}
+	if s.Node.RDT == nil {
+		return out
+	}
+	for i := range s.Node.RDT.Classes {
+		c := &s.Node.RDT.Classes[i]
+		out = append(out, classView{c.Group, c.Schemata, c.Ways, c.BandwidthPercent, c.Rule, c.Victim, notNil(c.Pods), ago(s.At, c.AgeSeconds)})
+	}
+	return out
+}
+
+// ago is when something began, in s since 1970: it changes only when what began does.
+func ago(now time.Time, seconds float64) int64 {
+	return now.Add(-time.Duration(seconds * float64(time.Second))).Round(time.Second).Unix()
+}
+
 type blameShare struct {
 	Name  string  `json:"name"`
 	Ratio float64 `json:"ratio"`
@@ -80,7 +109,7 @@ type nowView struct {
 func newView(s *server.State) (*view, error) {
 	v := &view{at: s.At, sections: map[string][]byte{}}
 	node := s.Node
-	node.Signals, node.Capabilities = server.NodeSignals{}, nil
+	node.Signals, node.Capabilities, node.RDT = server.NodeSignals{}, nil, nil
 	now := nowView{Loop: s.Loop}
 	if c := s.Node.Signals.CPU; c != nil {
 		now.CPU = &server.NodeCPU{AgeSeconds: round(c.AgeSeconds, 1), BusyRatio: round(c.BusyRatio, 3), StealRatio: round(c.StealRatio, 3),
@@ -108,8 +137,8 @@ func newView(s *server.State) (*view, error) {
 	}
 	for name, value := range map[string]any{
 		"agent": s.Agent, "node": node, "policy": s.Policy, "source": s.PodSource, "now": now, "capabilities": s.Node.Capabilities, "pods": pods,
-		"troubles": map[string]any{"list": troubles, "hidden": hidden},
-		"knobs":    map[string]any{"list": notNil(knobs), "hidden": len(s.Knobs) - len(knobs)},
+		"classes": classes(s), "troubles": map[string]any{"list": troubles, "hidden": hidden},
+		"knobs": map[string]any{"list": notNil(knobs), "hidden": len(s.Knobs) - len(knobs)},
 	} {
 		text, err := json.Marshal(value)
 		if err != nil {
@@ -147,7 +176,7 @@ func troubles(s *server.State) (list []trouble, hidden int) {
 		}
 		e := &v.Evidence
 		t := trouble{Pod: v.Namespace + "/" + v.Pod, Container: v.Container, Axis: v.Axis, Level: v.Level, Reason: v.Reason,
-			Since: s.At.Add(-time.Duration(v.SinceSeconds * float64(time.Second))).Round(time.Second).Unix(),
+			Since: ago(s.At, v.SinceSeconds),
 			P99:   round(e.P99Seconds, 6), Objective: e.ObjectiveSeconds, Stall: round(e.StallRatio, 3), StallMax: e.StallObjectiveRatio}
 		if e.CPI != nil {
 			t.CPI, t.CPIFence = round(e.CPI.CPI, 2), round(e.CPI.CPIFence, 2)

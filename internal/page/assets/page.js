@@ -134,6 +134,7 @@
     if (changed.matrix) renderMatrix();
     renderPods(Boolean(changed.pods));
     if (changed.knobs) renderKnobs();
+    if (changed.classes) renderClasses();
     if (newNotes) renderLog();
     if (changed.capabilities) renderCapabilities();
     document.body.dataset.frames = String(Number(document.body.dataset.frames || 0) + 1);
@@ -448,7 +449,7 @@
   // ---- held
   function renderKnobs() {
     const { list, hidden } = S.sections.knobs;
-    put($("knobs-n"), list.length ? some(list.length + hidden, "setting") + " on " + some(held.size, "pod") : "nothing");
+    put($("knobs-n"), list.length + hidden ? some(list.length + hidden, "setting") + " on " + some(held.size, "pod") : "nothing");
     const head = el("tr", {}, ...["Pod", "Setting", "Original", "Now", "Why", "For whom", "Since"].map((t) => el("th", { scope: "col" }, t)));
     const sorted = list.slice().sort((a, b) => COMPARE(a.pod, b.pod) || COMPARE(a.cgroup, b.cgroup) || COMPARE(a.knob, b.knob));
     let last = "";
@@ -459,6 +460,16 @@
         el("td", {}, k.rule), el("td", { class: "name" }, k.victim || "–"), el("td", { class: "nowrap" }, clock(k.since)));
     });
     $("held").replaceChildren(el("thead", {}, head), el("tbody", {}, ...(rows.length ? rows : [el("tr", {}, el("td", { colspan: 7, class: "quiet" }, "The node is as it would be without the agent."))])));
+  }
+
+  // Classes of service of resctrl: which pods share how much of cache and memory bandwidth.
+  function renderClasses() {
+    const list = S.sections.classes;
+    $("classes-box").hidden = list.length === 0;
+    const head = el("tr", {}, ...["Class", "Cache", "Bandwidth", "Limits", "Pods", "Why", "For whom", "Since"].map((t) => el("th", { scope: "col" }, t)));
+    $("classes").replaceChildren(el("thead", {}, head), el("tbody", {}, ...list.map((c) => el("tr", {}, el("td", { class: "mono" }, c.group), el("td", {}, c.ways ? some(c.ways, "way") : "all"),
+      el("td", {}, c.percent ? c.percent + " %" : "all"), el("td", { class: "mono" }, c.schemata), el("td", { class: "name", title: c.pods.join(", ") }, c.pods.length > 4 ? `${c.pods.slice(0, 3).join(", ")} and ${c.pods.length - 3} more` : c.pods.join(", ")),
+      el("td", {}, c.rule || "–"), el("td", { class: "name" }, c.victim || "–"), el("td", { class: "nowrap" }, clock(c.since * 1000))))));
   }
 
   // ---- decisions
