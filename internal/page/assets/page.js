@@ -296,7 +296,7 @@
   const COLUMNS = [
     { id: "name", name: "Pod", col: "name", sort: (it) => it.key },
     { id: "state", name: "State", col: "levels", only: ["online"], sort: (it) => { const w = worst(it); return w ? -BAD[w.level] * 1e9 - (it.row[F.p99] || 0) : 1; } },
-    { id: "held", name: "Held at", col: "levels", only: ["offline"], sort: (it) => (held.has(it.pod.n) ? 0 : 1) },
+    { id: "held", name: "Held at", col: "held", only: ["offline"], sort: (it) => (held.has(it.pod.n) ? 0 : 1) },
     { id: "p99", name: "Wait p99", col: "fig", desc: true, sort: (it) => it.row[F.p99], text: (r) => orNull(r[F.p99], (v) => dur(v / 1e6)), spark: "p99", top: 1000, missing: ["bpf"] },
     { id: "cpu", name: "CPU", col: "fig", desc: true, sort: (it) => it.row[F.cpu], text: (r) => orNull(r[F.cpu], (v) => (v / 1000).toFixed(2) + (r[F.quota] ? " of " + trim(r[F.quota] / 1000) : "")), spark: "cpu", top: 500,
       title: (r) => (r[F.throttled] ? `throttled in ${r[F.throttled]} % of its periods` : "CPUs in use, of its quota if it has one") },
