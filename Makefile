@@ -3,14 +3,22 @@
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 GOFLAGS_BUILD = -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
+# The chart's appVersion, so that the chart finds what `make image` has made; IMAGE_TAG=... for another.
+IMAGE_TAG ?= $(shell sed -n 's/^appVersion: *"\(.*\)"/\1/p' deploy/helm/qos-agent/Chart.yaml)
+
 .DEFAULT_GOAL := help
 .PHONY: help build demo test test-unit test-kernel test-vm test-rig rig deps generate lint bench-load bench-quick bench-interference bench-knobs bench-overhead bench-reaction bench-watched bench-rdt clean
+.PHONY: image e2e
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## bin/qos-agent, static
 	CGO_ENABLED=0 go build $(GOFLAGS_BUILD) -o bin/qos-agent ./cmd/qos-agent
+
+image: ## dist/qos-agent.tar, an OCI archive for amd64 and arm64, and its bills of materials; no container engine needed
+	cd deploy && SOURCE_DATE_EPOCH=$(shell git log -1 --format=%ct 2>/dev/null || echo 0) go run -mod=mod ./image/mkimage \
+		-version $(VERSION) -name docker.io/library/qos-agent:$(IMAGE_TAG)
 
 demo: build ## an online service wrecked by offline work and brought back, here and now (root, about a minute)
 	go build -o bin/demo ./demo
@@ -25,6 +33,9 @@ test-unit: ## only tests of pure Go
 test-kernel: ## only tests on this machine's kernel and containerd (root)
 	go run ./test/runner -layers kernel
 
+e2e: deps ## the chart's pod in a private containerd beside pods under load, scraped by a real Prometheus (root, 2 minutes)
+	cd deploy && go test -mod=mod -count=1 -v ./e2e
+
 test-vm: ## only tests on Debian's 6.1 and 6.12 in QEMU (no root, no KVM)
 	go run ./test/runner -layers vm
 
@@ -37,15 +48,17 @@ rig: ## build that machine (a patched QEMU, about 2 minutes) into the cache, if 
 deps: ## install the Debian packages that tests and benches need, if any is missing
 	./test/deps.sh
 
-generate: ## BPF objects and generated references
+generate: ## BPF objects, generated references, dashboards, kustomize base
 	go generate ./...
 	go test ./internal/server -run TestReference -update
 	go test ./cmd/qos-agent -run TestFlagsReference -update
+	cd deploy && go generate ./... && go test -mod=mod ./chart -update
 
 lint: ## gofmt and vet
 	@out=$$(gofmt -l .); if [ -n "$$out" ]; then echo "gofmt:"; echo "$$out"; exit 1; fi
 	go vet ./...
 	CGO_ENABLED=0 go vet -tags vmguest ./test/vm/...
+	cd deploy && go vet -mod=mod ./...
 
 bench-load: ## what the load generator itself adds to latency
 	go run ./bench/load/loadgen -self-check
@@ -72,4 +85,4 @@ bench-rdt: ## cache and bandwidth in a closed loop, on the emulated machine with
 	go run ./bench/rdt
 
 clean: ## remove what was built
-	rm -rf bin demo/out
+	rm -rf bin dist demo/out

@@ -29,6 +29,7 @@ typedef signed long long s64;
 #define BPF_RB_FORCE_WAKEUP (1ULL << 1)
 
 static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
+static long (*bpf_probe_read_kernel)(void *dst, u32 size, const void *src) = (void *)113;
 static long (*bpf_map_update_elem)(void *map, const void *key, const void *value, u64 flags) = (void *)2;
 static u64 (*bpf_ktime_get_ns)(void) = (void *)5;
 static u32 (*bpf_get_smp_processor_id)(void) = (void *)8;
@@ -55,16 +56,39 @@ struct cgroup_subsys_state {
 	struct cgroup *cgroup;
 };
 
+struct list_head {
+	struct list_head *next;
+};
+
+struct rb_node {
+	struct rb_node *rb_right, *rb_left;
+};
+
+struct rb_root {
+	struct rb_node *rb_node;
+};
+
+struct rb_root_cached {
+	struct rb_root rb_root;
+	struct rb_node *rb_leftmost;
+};
+
 struct rq {
 	u64 clock;      // ns; the clock of enqueue stamps, one per CPU
 	u64 clock_task; // the same less interrupts and stolen time, as far as the kernel accounts those
 	u64 clock_pelt; // the same scaled by the CPU's speed, catching up when the CPU idles
 	unsigned long lost_idle_time;
 	int cpu;
+	unsigned int nr_running;
+	struct list_head leaf_cfs_rq_list; // queues of groups that have something queued
 };
 
 struct cfs_rq {
 	struct rq *rq;
+	struct rb_root_cached tasks_timeline; // what waits
+	struct sched_entity *curr;	      // what runs
+	struct list_head leaf_cfs_rq_list;
+	struct task_group *tg;
 	int throttle_count; // how many groups from this one up have used up their quota
 	// See quota.bpf.h; no kernel has all of them.
 	u64 throttled_clock_task, throttled_clock_task_time;
@@ -77,7 +101,9 @@ struct task_group {
 };
 
 struct sched_entity {
-	struct cfs_rq *cfs_rq;
+	struct rb_node run_node;
+	struct cfs_rq *cfs_rq; // in which it is queued
+	struct cfs_rq *my_q;   // of a group; a task has none
 	u8 sched_delayed; // 6.12+: asleep, but not yet taken off the run queue
 };
 

@@ -8,6 +8,7 @@
 #include "kernel.bpf.h"
 #include "quota.bpf.h"
 #include "switchlog.bpf.h"
+#include "waiting.bpf.h"
 
 char _license[] SEC("license") = "Dual BSD/GPL";
 
@@ -20,8 +21,16 @@ const volatile u8 qos_shared = 1;           // some CPUs share a copy
 const volatile u64 qos_walk_from = 20000;   // ns
 const volatile u64 qos_event_gap = 1000000; // ns between two events of one victim
 
-// Set at any time: the wait in ns above which a victim gives an event; 0: never.
-volatile u64 qos_event_bound = 0;
+#define QOS_SHARDS_MAX 8
+#define QOS_OFTEN_WEIGHT 100	   // waits that make one long wait as good as forgotten: a hundredth of them may be long
+#define QOS_OFTEN_LEVEL 250	   // three long waits with less than fifty others among them, or more of both
+#define QOS_OFTEN_WITHIN 50000000 // ns; two long waits that are further apart have nothing to do with each other
+
+// Set at any time.
+volatile struct {
+	u64 event; // a wait in ns above which a victim gives an event; 0: never
+	u64 often; // a wait in ns of which only a hundredth may be longer for other containers' sake; 0: all may
+} qos_bounds = {};
 
 // qos_counters is one copy of a slot's counters. 32 bits do for the buckets: they are read several times a second and
 // user space adds up the differences.
@@ -53,8 +62,8 @@ struct qos_task {
 	u64 best;      // the culprit of that with the largest part: slot << 48 | ns
 	u32 epoch;
 	u32 flags;
+	u64 others;    // and the part of it that went to other containers
 	u64 check; // two tasks may write at a time: an entry that is a mixture does not add up
-	u64 pad;
 };
 
 struct qos_event {
@@ -65,6 +74,7 @@ struct qos_event {
 	u32 culprit;
 	s32 pid;
 	s32 cpu;
+	u64 often; // the wait is within the bound of events, but one of too many long ones
 };
 
 struct {
@@ -115,7 +125,7 @@ static __always_inline struct qos_task *qos_task_of(struct task_struct *p)
 
 static __always_inline u64 qos_task_sum(struct qos_task *t)
 {
-	return t->ident + t->base + t->elsewhere + t->charged + t->best + ((u64)t->epoch << 32 | t->flags);
+	return t->ident + t->base + t->elsewhere + t->charged + t->best + t->others + ((u64)t->epoch << 32 | t->flags);
 }
 
 static __always_inline int qos_task_valid(struct qos_task *t, u64 ident, u32 epoch)
@@ -130,6 +140,7 @@ static __always_inline void qos_task_start(struct qos_task *t, u64 ident, u32 ep
 	t->elsewhere = 0;
 	t->charged = 0;
 	t->best = 0;
+	t->others = 0;
 	t->epoch = epoch;
 	t->flags = flags;
 	t->check = ident + base + ((u64)epoch << 32 | flags);
@@ -140,7 +151,7 @@ static __always_inline struct qos_row *qos_row_of(u32 row)
 	return bpf_map_lookup_elem(&qos_rows, &row);
 }
 
-static __always_inline void qos_send(struct qos_cpu *c, struct qos_walk *w, u32 victim, u64 at, u64 wait)
+static __always_inline void qos_send(struct qos_cpu *c, struct qos_walk *w, u64 at, u64 wait, u64 often)
 {
 	struct qos_event *e = bpf_ringbuf_reserve(&qos_events, sizeof(*e), 0);
 	if (!e) {
@@ -150,16 +161,40 @@ static __always_inline void qos_send(struct qos_cpu *c, struct qos_walk *w, u32 
 	e->at = at;
 	e->wait = wait;
 	e->part = w->best_ns;
-	e->victim = victim;
+	e->victim = w->slot;
 	e->culprit = w->best;
 	e->pid = w->pid;
 	e->cpu = w->cpu;
+	e->often = often;
 	// Wake the reader now, not when it has caught up: it may be asleep though it has not.
 	bpf_ringbuf_submit(e, BPF_RB_FORCE_WAKEUP);
 }
 
+// qos_often takes a long wait for others, and reports whether there are too many of them: a sequential test of whether the share of
+// long waits is above a hundredth (Page's CUSUM). Each long wait raises the level by a hundred, and each wait of the victim, on
+// whatever CPU, lowers it by one; below the allowed share it falls, above it rises, and the faster the worse. It needs no
+// work for waits that are not long.
+static __always_inline int qos_often(struct qos_row *row, u32 slot, u64 now)
+{
+	u64 waits = 0;
+	for (u32 i = 0; i < QOS_SHARDS_MAX; i++) {
+		struct qos_counters *n = i < qos_shards ? qos_counters_of(slot, i) : 0;
+		if (!n)
+			break;
+		waits += n->waits;
+	}
+	u64 level = row->level, since = waits - row->waits;
+	level = now - row->last_long > QOS_OFTEN_WITHIN || since >= level ? 0 : level - since;
+	level += QOS_OFTEN_WEIGHT;
+	int often = level >= QOS_OFTEN_LEVEL;
+	row->waits = waits;
+	row->last_long = now;
+	row->level = often ? 0 : level;
+	return often;
+}
+
 // qos_blame_wait puts a victim's wait into the matrix: the part here by walking the log, the part on other CPUs as far as it is
-// not there yet; and gives an event if the whole exceeds the bound.
+// not there yet; and gives an event if the whole exceeds the bound, or if too many waits are long.
 __noinline int qos_blame_wait(struct qos_cpu *c, struct qos_group *g, struct qos_task *was, struct qos_walk *w)
 {
 	if (!c || !g || !was || !w)
@@ -170,17 +205,12 @@ __noinline int qos_blame_wait(struct qos_cpu *c, struct qos_group *g, struct qos
 
 	u64 here = w->to - w->from;
 	u64 unseen = was->elsewhere - was->charged;
-	u64 bound = qos_event_bound, at = 0;
-	if (bound && here + was->elsewhere > bound) {
-		at = bpf_ktime_get_ns();
-		if (at - row->last_event < qos_event_gap) {
-			c->events_suppressed++;
-			at = 0;
-		} else {
-			row->last_event = at;
-			w->sums = 1;
-			c->walk++;
-		}
+	u64 wait = here + was->elsewhere;
+	u64 bound = qos_bounds.event, often = qos_bounds.often;
+	int single = bound && wait > bound, longer = often && wait > often;
+	if (single || longer) { // who had most of it is wanted
+		w->sums = 1;
+		c->walk++;
 	}
 
 	__sync_fetch_and_add(&row->walks, 1);
@@ -194,9 +224,21 @@ __noinline int qos_blame_wait(struct qos_cpu *c, struct qos_group *g, struct qos
 		struct qos_quota_key key = { .group = w->group, .cpu = w->cpu };
 		k = bpf_map_lookup_elem(&qos_quotas, &key);
 	}
+	w->others = was->others;
 	qos_attribute(c, w, k, was->flags & QOS_TASK_LIMBO && !was->elsewhere);
-	if (at)
-		qos_send(c, w, g->slot, at, here + was->elsewhere);
+	if (!w->sums)
+		return 0;
+
+	u64 at = bpf_ktime_get_ns();
+	int many = longer && w->others > often && qos_often(row, w->slot, at);
+	if (!single && !many)
+		return 0;
+	if (at - row->last_event < qos_event_gap) {
+		c->events_suppressed++;
+		return 0;
+	}
+	row->last_event = at;
+	qos_send(c, w, at, wait, !single);
 	return 0;
 }
 
@@ -259,6 +301,7 @@ static __always_inline void qos_arrive(struct qos_cpu *c, u32 cpu, struct task_s
 		.pid = p->pid,
 		.cpu = cpu,
 		.row = g->row - 1,
+		.slot = g->slot,
 	};
 	qos_blame_wait(c, g, &was, &w);
 }
@@ -303,6 +346,7 @@ int qos_sched_switch(u64 *ctx)
 	u64 now = rq->clock;
 	u64 lost = now - rq->clock_task;
 	u32 slot = QOS_SLOT_SYSTEM;
+	c->rq = (u64)rq;
 
 	if (!next->pid) {
 		slot = QOS_SLOT_IDLE;
@@ -337,6 +381,7 @@ static __always_inline void qos_blame_leg(struct qos_cpu *c, u32 cpu, struct qos
 		.lost = now - rq->clock_task,
 		.cpu = cpu,
 		.row = g->row - 1,
+		.slot = g->slot,
 		.sums = 1,
 	};
 	struct qos_quota *k = qos_quota_look(c, g, id, cpu, q, now - leg, now);
@@ -345,6 +390,7 @@ static __always_inline void qos_blame_leg(struct qos_cpu *c, u32 cpu, struct qos
 	c->walk++;
 	qos_attribute(c, &w, k, t->flags & QOS_TASK_LIMBO);
 	t->charged += leg;
+	t->others += w.others;
 	t->flags &= ~QOS_TASK_LIMBO;
 	if (w.best_ns > (t->best & QOS_NS_MASK))
 		t->best = (u64)w.best << 48 | (w.best_ns & QOS_NS_MASK);

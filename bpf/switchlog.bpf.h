@@ -36,6 +36,7 @@ struct qos_cpu {
 	u32 slot; // of the task that is running
 	u32 walk; // counts walks, to tell the sums of one from those of another
 	u32 pad;
+	u64 rq; // address of the CPU's run queue; 0: not seen yet
 	u64 events_lost;
 	u64 events_suppressed;
 	u64 short_walks;
@@ -49,6 +50,10 @@ struct qos_row {
 	u64 walks;      // waits, or parts of waits, attributed
 	u64 walked_ns;  // their sum, which is the sum of the row
 	u64 last_event; // CLOCK_MONOTONIC
+	// See qos_often. Several CPUs may write at a time: what that loses is one long wait of several.
+	u64 last_long; // CLOCK_MONOTONIC of the last long wait for others
+	u64 waits;     // of the victim in all, then
+	u64 level;
 };
 
 // qos_sum adds up the parts of one wait by slot.
@@ -95,12 +100,13 @@ struct qos_walk {
 	u64 from, to;  // the wait, rq clock
 	u64 now, lost; // when the walk is done, and the CPU's lost time then
 	u64 best_ns;   // the largest sum so far and whose it is; only if sums are wanted
+	u64 others;    // what went to other containers
+	u32 slot;      // the victim's own
 	u32 best;
 	u32 cpu;
 	u32 row;
 	u32 pid;
 	u32 sums; // whether sums are wanted
-	u32 pad;
 };
 
 static __always_inline void qos_log_run(struct qos_cpu *c, u32 slot, u64 now, u64 lost)
@@ -142,6 +148,8 @@ __noinline int qos_charge(struct qos_cpu *c, struct qos_walk *w, u32 slot, u64 n
 	u64 *cell = bpf_map_lookup_elem(&qos_blame, &key);
 	if (cell)
 		__sync_fetch_and_add(cell, ns);
+	if (slot >= QOS_SLOT_FIRST && slot != w->slot)
+		w->others += ns;
 	if (w->sums)
 		qos_add_part(c, w, slot, ns);
 	return 0;

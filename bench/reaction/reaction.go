@@ -27,10 +27,8 @@ type reactionRow struct {
 	Scheduling     string    `json:"scheduling"`
 }
 
-// reactionPolicy has no standing posture, so that there is something to cut. Only single long waits count, so that what happens
-// between two bursts changes nothing.
+// reactionPolicy is the default but for the standing posture: without it there is something to cut.
 const reactionPolicy = `  mode: enforce
-  objectives: {cpuWaitP99: 0s, cpuWaitEvent: 4ms}
   cpu: {posture: none, ladder: [idle]}
 `
 

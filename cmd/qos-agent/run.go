@@ -26,8 +26,10 @@ import (
 	"github.com/qos-agent/qos-agent/internal/page"
 	"github.com/qos-agent/qos-agent/internal/pods"
 	"github.com/qos-agent/qos-agent/internal/policy"
+	"github.com/qos-agent/qos-agent/internal/privilege"
 	"github.com/qos-agent/qos-agent/internal/sched"
 	"github.com/qos-agent/qos-agent/internal/server"
+	"github.com/qos-agent/qos-agent/internal/trace"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
 	"github.com/qos-agent/qos-agent/pkg/ebpf"
 	"github.com/qos-agent/qos-agent/pkg/perf"
@@ -52,12 +54,16 @@ type runCmd struct {
 	Mode        string        `enum:",observe,enforce" default:"" placeholder:"MODE" help:"Override the policy's mode: observe (write nothing) or enforce."`
 	Realtime    bool          `default:"true" negatable:"" help:"Run the loop's one thread in the real-time class, within a budget."`
 	BPFStats    bool          `name:"bpf-stats" default:"true" negatable:"" help:"Have the kernel account the run time of BPF programs."`
+	NodeName    string        `env:"NODE_NAME" placeholder:"NAME" help:"Name of the node, for people; default: the host's name, which in a pod is the pod's."`
+	DropCaps    bool          `name:"drop-capabilities" default:"true" negatable:"" help:"Give up capabilities that are not needed any more once everything is loaded."`
 	LogFormat   string        `enum:"text,json" default:"text" help:"Format of the log on stderr: ${enum}."`
 	LogLevel    slog.Level    `default:"info" help:"Least level that is logged: debug, info, warn, error."`
 
 	APIListen    string `name:"api-listen" placeholder:"ADDR:PORT" help:"Where to serve the page and the state API besides; beyond loopback only with TLS and one of client certificates, users, a token."`
 	APIWebConfig string `name:"api-web-config" placeholder:"FILE" help:"TLS, client certificates and users of --api-listen, in the format of Prometheus's exporter toolkit; read anew for every connection."`
 	APITokenFile string `name:"api-token-file" placeholder:"FILE" help:"Bearer token that --api-listen asks for; read anew for every request."`
+
+	recordFlags `embed:""`
 
 	DecisionLogDir   string `name:"decision-log-dir" placeholder:"DIR" help:"Directory of the decision log's files; default: the run directory."`
 	DecisionLogMiB   int    `name:"decision-log-mib" default:"4" help:"Size at which a file of the decision log is put aside, MiB."`
@@ -81,6 +87,9 @@ func (c *runCmd) Validate() error {
 	}
 	if c.KubeEvents && c.Pods == "static" {
 		return errors.New("--kube-events: the pods of --pods static are not Kubernetes's")
+	}
+	if err := c.recordFlags.check(); err != nil {
+		return err
 	}
 	if c.DecisionLogMiB < 1 || c.DecisionLogFiles < 0 {
 		return errors.New("--decision-log-mib, --decision-log-files: want at least 1 MiB and no negative number of files")
@@ -224,6 +233,7 @@ type parts struct {
 // serve probes the node, loads what it can do, and runs loop and server until ctx is done.
 func (c *runCmd) serve(ctx context.Context, p parts) (err error) {
 	log := p.log
+	log.Info("started with", "capabilities", privilege.Held())
 	// The loop's thread needs a processor of the Go runtime at once when it comes back from the kernel, also while a scrape and
 	// the garbage collector have one each.
 	if os.Getenv("GOMAXPROCS") == "" {
@@ -277,14 +287,23 @@ func (c *runCmd) serve(ctx context.Context, p parts) (err error) {
 	}
 	defer func() { err = errors.Join(err, collector.Close()) }()
 
-	hostname, _ := os.Hostname() // for people only
+	hostname := c.NodeName
+	if hostname == "" {
+		hostname, _ = os.Hostname() // for people only
+	}
+	recorder, err := c.recorder(trace.Info{Agent: version, Hostname: hostname, Kernel: kernelRelease(), Interval: c.Interval}, report, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, recorder.Close()) }()
 	instruments := new(server.Instruments)
 	loop, err := agent.New(agent.Options{
 		Version: version, Hostname: hostname, Kernel: kernelRelease(),
 		Interval: c.Interval, Mode: policy.Mode(c.Mode), Realtime: c.Realtime, RunDir: c.RunDir, SourceKind: c.Pods,
 		Hierarchy: p.hierarchy, Tracer: tracer, Collector: collector, Executor: p.executor, Classes: p.classes, Source: p.source,
 		Policy: p.policy, WatchPolicy: c.watch(log), Capabilities: report, Instruments: instruments, Baselines: baselines, Decisions: p.decisions,
-		Log: log, LogDropped: p.queue.Dropped, Clock: clock.System{},
+		Recorder: recorder,
+		Log:      log, LogDropped: p.queue.Dropped, Clock: clock.System{},
 	})
 	if err != nil {
 		return err
@@ -294,6 +313,9 @@ func (c *runCmd) serve(ctx context.Context, p parts) (err error) {
 	})
 	if err != nil {
 		return err
+	}
+	if c.DropCaps {
+		c.dropCapabilities(p, tracer, report)
 	}
 	log.Info("qos-agent", "version", version, "listen", p.endpoints[0].Listener.Addr(), "policy", p.policy.Name(), "id", p.policy.ID(),
 		"cgroups", p.hierarchy.Mode(), "interval", c.Interval, "pods", c.Pods)

@@ -21,6 +21,9 @@ type Summary struct {
 	OtherBoot int
 }
 
+// defaultRoot is where machines have their control groups.
+const defaultRoot = "/sys/fs/cgroup"
+
 // Restore puts back what the journal of a dead agent holds. Options.Hierarchy may be nil: the journal knows the root.
 // It refuses with a *journal.Busy while an agent runs. The error is not nil if anything failed; that stays in the journal. Without a
 // journal there is nothing to do.
@@ -43,9 +46,16 @@ func Restore(o Options) (sum Summary, err error) {
 			return sum, err
 		}
 		if past.root == "" {
-			past.root = "/sys/fs/cgroup"
+			past.root = defaultRoot
 		}
-		if o.Hierarchy, err = cgroup.Detect(past.root); err != nil {
+		o.Hierarchy, err = cgroup.Detect(past.root)
+		if err != nil && past.root != defaultRoot {
+			// The daemon ran in a container, which had the node's groups mounted elsewhere.
+			if h, elsewhere := cgroup.Detect(defaultRoot); elsewhere == nil {
+				o.Hierarchy, err = h, nil
+			}
+		}
+		if err != nil {
 			return sum, err
 		}
 	}

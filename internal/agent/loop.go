@@ -38,6 +38,10 @@ const roundsEvery = time.Second
 // so for as long as the container runtime is dead.
 const adoptFor = time.Minute
 
+// lookEvery is the time between two looks at who is waiting right now, if the bound of a long wait is not longer. A wait is accounted when
+// it ends, which may take much longer than a tick.
+const lookEvery = 10 * time.Millisecond
+
 // maxEventsAStep bounds the work of a step when the kernel reports faster than the loop decides.
 const maxEventsAStep = 64
 
@@ -53,6 +57,9 @@ type loop struct {
 
 	snapshot *signal.Snapshot // of the last tick
 	event    ebpf.Event       // reused
+	bound    time.Duration    // of a wait that has not ended; 0: nobody looks
+	looked   time.Duration
+	waiting  []ebpf.Event // reused
 	rounds   time.Duration
 
 	baselinesAt time.Duration // when they were last handed over
@@ -113,7 +120,7 @@ func (l *loop) run() error {
 	l.report()
 	l.diary(decisionlog.Entry{Kind: decisionlog.KindAgent, Message: "the agent " + l.o.Version + " begins, mode " + string(l.mode())})
 	for !l.stop.Load() {
-		ready, err := l.poller.Wait()
+		ready, err := l.poller.Wait(l.nextLook())
 		if err != nil {
 			return errors.Join(err, l.restore())
 		}
@@ -121,6 +128,7 @@ func (l *loop) run() error {
 		if ready.Extra {
 			l.onEvents()
 		}
+		l.look()
 		if ready.Alarm {
 			l.step(l.o.Collector.Event())
 		}
@@ -179,12 +187,17 @@ func (l *loop) onTick(due uint64) {
 	l.o.Instruments.Overruns.Add(due - 1)
 	l.snapshot = l.o.Collector.Tick()
 	l.mayAct(start)
+	if l.o.Recorder.WantsState() {
+		l.o.Recorder.State(l.decide.Checkpoint)
+	}
 	l.step(l.snapshot)
 	l.scanClasses()
 	l.windows.add(l.snapshot)
 	if start-l.rounds >= roundsEvery {
 		l.rounds = start
-		l.record(l.o.Executor.Audit())
+		found := l.o.Executor.Audit()
+		l.record(found)
+		l.o.Recorder.Audit(found)
 		l.auditClasses()
 		l.report()
 		l.shareBaselines(start)
@@ -242,20 +255,57 @@ func (l *loop) onEvents() {
 	}
 }
 
+// nextLook is how long the loop may sleep until it has to look who is waiting; 0: for ever.
+func (l *loop) nextLook() time.Duration {
+	if l.bound == 0 {
+		return 0
+	}
+	return max(time.Millisecond, l.looked+max(lookEvery, l.bound)-l.o.Clock.Now())
+}
+
+// look takes a step for long waits that have not ended.
+func (l *loop) look() {
+	now := l.o.Clock.Now()
+	if l.bound == 0 || l.snapshot == nil || now-l.looked < max(lookEvery, l.bound)-time.Millisecond {
+		return
+	}
+	l.looked = now
+	var err error
+	if l.waiting, err = l.o.Tracer.Waiting(l.bound, l.waiting[:0]); err != nil {
+		l.o.Log.Warn("look who waits", "error", err)
+		l.bound = 0 // until the next tick, which tries again
+		return
+	}
+	if len(l.waiting) == 0 {
+		return
+	}
+	for i := range l.waiting {
+		l.o.Collector.AddEvent(&l.waiting[i])
+	}
+	l.o.Instruments.Events.Add(uint64(len(l.waiting)))
+	if l.step(l.o.Collector.Event()) {
+		l.o.Instruments.Reaction.Observe(l.o.Clock.Now() - l.waiting[0].At)
+	}
+}
+
 // step decides and acts, and reports whether something was written.
 func (l *loop) step(s *signal.Snapshot) (wrote bool) {
 	if l.policy.compiled == nil {
-		l.setEventBound(0)
-		wrote = l.record(l.o.Executor.Apply(nil, actuate.Policy{}))
-		return l.declassify() || wrote
+		l.setBounds(policy.Objectives{}, nil)
+		outcomes := l.o.Executor.Apply(nil, actuate.Policy{})
+		wrote = l.record(outcomes)
+		wrote = l.declassify() || wrote
+		l.o.Recorder.Step(s, nil, nil, outcomes)
+		return wrote
 	}
 	d := l.decide.Step(s, l.policy.compiled)
 	if s.Trigger == signal.Tick {
 		l.last = d
-		l.setEventBound(d.Spec.Objectives.CPUWaitEvent.D()) // a window of the policy may have opened or closed
+		l.setBounds(d.Spec.Objectives, d.Class) // a window of the policy may have opened or closed
 	}
+	var outcomes []knob.Outcome
 	if l.acting {
-		outcomes := l.o.Executor.Apply(d.Plan, actuate.Policy{Edits: d.Spec.Safety.ExternalEdits})
+		outcomes = l.o.Executor.Apply(d.Plan, actuate.Policy{Edits: d.Spec.Safety.ExternalEdits})
 		wrote = l.record(outcomes, d.Notes...)
 		wrote = l.classify(&d) || wrote
 	}
@@ -265,13 +315,24 @@ func (l *loop) step(s *signal.Snapshot) (wrote bool) {
 	if err := l.poller.SetAlarm(d.Wake); err != nil {
 		l.o.Log.Warn("alarm", "error", err)
 	}
+	l.o.Recorder.Step(s, l.policy.compiled, &d, outcomes) // last: the write must not wait for it
 	return wrote
 }
 
-// setEventBound sets the wait that is worth an event; 0: none is.
-func (l *loop) setEventBound(d time.Duration) {
-	if l.o.Tracer != nil {
-		l.o.Tracer.SetEventBound(d)
+// setBounds sets which waits are worth an event: single ones, and, unless those are turned off, too many beyond the objective. Waits that
+// have not ended are looked for where somebody can suffer and somebody can be held back.
+func (l *loop) setBounds(o policy.Objectives, class []policy.Class) {
+	if l.o.Tracer == nil {
+		return
+	}
+	often := o.CPUWaitP99.D()
+	if o.CPUWaitEvent == 0 {
+		often = 0
+	}
+	l.o.Tracer.SetBounds(o.CPUWaitEvent.D(), often)
+	l.bound = 0
+	if slices.Contains(class, policy.Online) && slices.Contains(class, policy.Offline) {
+		l.bound = o.CPUWaitEvent.D()
 	}
 }
 
@@ -372,6 +433,7 @@ func (l *loop) restore() error {
 	}
 	outcomes := l.o.Executor.RestoreAll()
 	l.record(outcomes)
+	l.o.Recorder.Audit(outcomes)
 	groups, classErrs := l.restoreClasses()
 	if b := l.decide.Baselines(); len(b.Workloads) > 0 {
 		l.baselines <- &b // waits for the writer, for there is no next time

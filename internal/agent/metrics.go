@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"strings"
 
 	"github.com/qos-agent/qos-agent/internal/collect"
 	"github.com/qos-agent/qos-agent/internal/judge"
@@ -25,6 +26,7 @@ func (l *loop) metrics() *server.Metrics {
 		Pods:         map[policy.Class]int{},
 		Stale:        map[string]int{},
 		KnobsHeld:    map[knob.Kind]int{},
+		PodKnobs:     map[server.PodKnob]int{},
 		Capabilities: l.o.Capabilities.Probes,
 		Lost:         l.lost(),
 		Policy: server.PolicyMetrics{
@@ -36,6 +38,9 @@ func (l *loop) metrics() *server.Metrics {
 		Loop: server.LoopMetrics{Realtime: l.guard.Class() == sched.ClassRealtime, Demotions: l.guard.Demotions, LogDropped: l.o.LogDropped()},
 	}
 	m.Loop.DecisionsDropped, m.Loop.DecisionsUnsaved = l.o.Decisions.Lost()
+	if r := l.o.Recorder; r != nil {
+		m.Recording = server.RecordingMetrics(r.Stats())
+	}
 	if p.compiled != nil {
 		m.Policy.Name, m.Policy.ID = p.compiled.Name(), p.compiled.ID()
 	}
@@ -48,6 +53,9 @@ func (l *loop) metrics() *server.Metrics {
 	}
 	for _, h := range l.o.Executor.Held() {
 		m.KnobsHeld[h.Kind]++
+		if namespace, name, ok := strings.Cut(h.Pod, "/"); ok && !h.Derived {
+			m.PodKnobs[server.PodKnob{Namespace: namespace, Pod: name, Kind: h.Kind, Rule: h.Rule, Victim: h.Victim}]++
+		}
 	}
 	l.classMetrics(m)
 	if l.snapshot != nil {

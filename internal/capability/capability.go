@@ -30,6 +30,7 @@ const (
 	GroupPSI     = "psi_group"
 	Realtime     = "realtime"
 	Perf         = "perf"
+	Resctrl      = "resctrl"
 
 	CacheAllocation     = "cache_allocation"
 	BandwidthAllocation = "bandwidth_allocation"
@@ -101,7 +102,7 @@ func specs() []spec {
 		{GroupPSI, false, "memory and io stalls of pods are not judged", "boot with unified cgroup v2 (systemd.unified_cgroup_hierarchy=1)", (*prober).psiGroup},
 		{Realtime, false, "on a saturated node the agent waits for a CPU like everybody else and reacts later", "root, or CAP_SYS_NICE", (*prober).realtime},
 		{Perf, false, "cycles and cache misses of pods are not seen, so nobody is blamed for cache or memory bandwidth", "a machine, or a virtual machine with a PMU", (*prober).perf},
-		{"resctrl", false, "cache and memory bandwidth are neither seen nor partitioned", "a CPU with RDT (Intel) or QoS extensions (AMD), and a kernel with resctrl", (*prober).resctrl},
+		{Resctrl, false, "cache and memory bandwidth are neither seen nor partitioned", "a CPU with RDT (Intel) or QoS extensions (AMD), and a kernel with resctrl", (*prober).resctrl},
 		{CacheAllocation, false, "culprits cannot be given fewer ways of the last-level cache", withRDT, (*prober).cacheAllocation},
 		{BandwidthAllocation, false, "culprits cannot be given less memory bandwidth", withRDT, (*prober).bandwidthAllocation},
 		{CacheMonitoring, false, "how much cache a pod holds is not seen; suspects are told by their misses", withRDT, (*prober).cacheMonitoring},

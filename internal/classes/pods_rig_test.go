@@ -156,8 +156,9 @@ func TestRigUnmounted(t *testing.T) {
 	}
 }
 
-// TestRigBesidePqos has pqos monitor a pod's process in a group of its own: the process stays there, with a word about it, and comes into
-// its class when pqos has left.
+// TestRigBesidePqos has pqos monitor a pod's process. That takes all classes of service for as long as its groups are there, and puts the
+// process into a monitoring group of its own: the agent says so, measures the pod's other process, limits nobody, and does all of its
+// work once pqos has left and its groups were removed.
 func TestRigBesidePqos(t *testing.T) {
 	if _, err := exec.LookPath("pqos"); err != nil {
 		t.Skip("needs pqos: ", err)
@@ -168,7 +169,7 @@ func TestRigBesidePqos(t *testing.T) {
 	}
 	dir := guest.Group(t, hogGroup[1:])
 	watched := guest.Start(t, dir, "hog", "-profile", "100,64,900,10")
-	guest.Start(t, dir, "hog", "-profile", "100,64,900,10")
+	other := guest.Start(t, dir, "hog", "-profile", "100,64,900,10")
 	time.Sleep(300 * time.Millisecond) // their threads start
 	pqos := exec.Command("pqos", "-I", "-p", "all:"+strconv.Itoa(watched.PID()), "-t", "600")
 	if err := pqos.Start(); err != nil {
@@ -205,20 +206,46 @@ func TestRigBesidePqos(t *testing.T) {
 	if !refused {
 		t.Error("nothing is said about threads that are somebody else's")
 	}
-	group := Prefix + "offline"
-	left := outside(t, e, fs, hogGroup, group)
-	if !slices.Contains(left, watched.PID()) {
-		t.Errorf("outside the class are %v, and pqos's %d is not among them", left, watched.PID())
+	if notes := e.Notes(); len(notes) != 1 || !strings.Contains(notes[0].Text, "no class of service is left for us") {
+		t.Errorf("notes %q", notes)
+	}
+	if len(e.Held()) > 0 {
+		t.Errorf("pqos has all classes, and yet we hold %+v", e.Held())
+	}
+	mon, ok := e.MonitorGroup(hogGroup)
+	if !ok {
+		t.Fatal("the pod is not monitored")
+	}
+	left := outside(t, e, fs, hogGroup, mon)
+	if !slices.Contains(left, watched.PID()) || slices.Contains(left, other.PID()) {
+		t.Errorf("not monitored by us are %v; pqos has %d, and %d is ours", left, watched.PID(), other.PID())
 	}
 	stop()
 	if theirs() {
-		t.Fatal("pqos has left its group behind")
+		t.Fatal("pqos has left its monitoring group behind")
 	}
-	for range 3 {
+	groups, err := fs.Groups()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, g := range groups { // it leaves its classes behind
+		if strings.HasPrefix(g, "COS") {
+			if err := fs.Remove(g); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	group := Prefix + "offline"
+	for range 100 { // ids that were freed are in limbo for a second
 		e.Audit()
 		e.Apply([]knob.Share{hog}, enforce)
 		e.Scan()
+		if len(e.Held()) > 0 {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
 	}
+	e.Scan()
 	if tids := outside(t, e, fs, hogGroup, group); len(tids) > 0 {
 		t.Errorf("after pqos has left, threads %v are not in the class", tids)
 	}

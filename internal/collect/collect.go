@@ -248,7 +248,7 @@ func (c *Collector) Tick() *signal.Snapshot {
 	lost.NoSlot = uint64(c.noSlot)
 	f.snap = signal.Snapshot{
 		Seq: c.seq, Trigger: signal.Tick, Now: now, Wall: c.o.Clock.Wall(), Elapsed: elapsed,
-		Node: c.node.sample, PodsGen: c.gen, Pods: c.pods, Containers: f.containers, Events: c.takeEvents(f), Lost: lost,
+		Node: c.node.sample, PodsGen: c.gen, Pods: c.pods, Containers: f.containers, Events: c.takeEvents(f, signal.Tick), Lost: lost,
 	}
 	return &f.snap
 }

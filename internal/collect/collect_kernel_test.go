@@ -127,7 +127,7 @@ func TestSnapshotOnTheKernel(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.c.SetPods([]signal.Pod{batch, web}, online("web"))
-	m.tracer.SetEventBound(time.Millisecond)
+	m.tracer.SetBounds(time.Millisecond, 0)
 	culprit := m.start(batchGroup, work.Spin.On(0))
 	m.start(webGroup, work.Spin.On(0)) // competes for the CPU, so that it waits for a slice again and again
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/qos-agent/qos-agent/internal/signal"
 	"github.com/qos-agent/qos-agent/pkg/cpuset"
@@ -365,6 +366,55 @@ func TestEvents(t *testing.T) {
 	if s = w.c.Event(); len(s.Events) != maxEvents {
 		t.Errorf("%d events, want at most %d", len(s.Events), maxEvents)
 	}
+}
+
+// An event tells where all of the victim's waits went since the tick or the event before, whatever else it was woken for.
+func TestEventsTellWhereWaitsWent(t *testing.T) {
+	w := newWorld(t, "v2", 16)
+	pods := []signal.Pod{podOf("a", "x"), podOf("b", "x")}
+	for _, p := range pods {
+		w.group(p.Containers[0].Cgroup, use{})
+	}
+	w.c.SetPods(pods, online("b"))
+	w.tick(tick)
+	victim := w.id("/pods/b/x")
+	a, b := w.tracer.slotOf(w.id("/pods/a/x")), w.tracer.slotOf(victim)
+	wait := func(d time.Duration, culprit ebpf.Slot) { w.tracer.dispatch(victim, d, culprit) }
+	event := func(e ebpf.Event) []signal.Blame {
+		t.Helper()
+		w.clock.Step(time.Millisecond)
+		e.Victim = b
+		w.c.AddEvent(&e)
+		s := w.c.Event()
+		if len(s.Events) != 1 || s.Events[0].Often != e.Often || s.Events[0].Ongoing != e.Ongoing {
+			t.Fatalf("events %+v", s.Events)
+		}
+		return s.Events[0].Blame
+	}
+	blame := func(what string, got []signal.Blame, want ...signal.Blame) {
+		t.Helper()
+		if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", what, diff)
+		}
+	}
+	of := func(c signal.Culprit, d time.Duration) signal.Blame { return signal.Blame{Culprit: c, NS: uint64(d)} }
+
+	wait(2*time.Millisecond, ebpf.SlotKernel)
+	wait(3*time.Millisecond, a)
+	blame("since the tick", event(ebpf.Event{Often: true}), of(signal.CulpritKernel, 2*time.Millisecond), of(0, 3*time.Millisecond))
+	wait(time.Millisecond, a)
+	blame("since the event", event(ebpf.Event{}), of(0, time.Millisecond))
+	blame("nothing since", event(ebpf.Event{}))
+	blame("what has not ended", event(ebpf.Event{Ongoing: true, Parts: []ebpf.Part{{Slot: a, NS: 7}, {Slot: b, NS: 2}, {Slot: ebpf.SlotIRQ, NS: 1}}}),
+		of(signal.CulpritIRQ, 1), of(0, 7), of(1, 2))
+	// The tick has all of it, whatever events have told.
+	w.clock.Step(time.Millisecond)
+	w.c.AddEvent(&ebpf.Event{Victim: b})
+	s := w.tick(tick)
+	blame("the tick's sample", s.Containers[1].Wait.Blame, of(signal.CulpritKernel, 2*time.Millisecond), of(0, 4*time.Millisecond))
+	blame("an event of a tick", s.Events[0].Blame, s.Containers[1].Wait.Blame...)
+	wait(5*time.Millisecond, ebpf.SlotKernel)
+	blame("since the next tick", event(ebpf.Event{}), of(signal.CulpritKernel, 5*time.Millisecond))
 }
 
 func TestPodsComeAndGo(t *testing.T) {

@@ -1,6 +1,8 @@
 package collect
 
 import (
+	"slices"
+
 	"github.com/qos-agent/qos-agent/internal/signal"
 	"github.com/qos-agent/qos-agent/pkg/ebpf"
 )
@@ -8,7 +10,8 @@ import (
 // maxEvents is how many events wait for the next snapshot at most.
 const maxEvents = 256
 
-// AddEvent takes an event of the tracer for the next snapshot, Event's or Tick's.
+// AddEvent takes an event of the tracer for the next snapshot, Event's or Tick's. One that goes on must be in the next snapshot before the
+// tracer is asked again.
 func (c *Collector) AddEvent(e *ebpf.Event) {
 	if len(c.pending) == maxEvents {
 		c.dropped++
@@ -33,20 +36,20 @@ func (c *Collector) Event() *signal.Snapshot {
 
 	c.curEvent ^= 1
 	f := &c.events[c.curEvent]
-	f.events = f.events[:0]
+	f.events, f.blame = f.events[:0], f.blame[:0]
 	c.seq++
 	f.snap = last.snap
 	f.snap.Seq, f.snap.Trigger = c.seq, signal.Event
 	f.snap.Now, f.snap.Wall, f.snap.Elapsed = c.o.Clock.Now(), c.o.Clock.Wall(), 0
 	f.snap.Containers = *quiet
 	f.snap.Lost = signal.Lost{NoSlot: uint64(c.noSlot)}
-	f.snap.Events = c.takeEvents(f)
+	f.snap.Events = c.takeEvents(f, signal.Event)
 	return &f.snap
 }
 
 // takeEvents moves what is pending to f. An event whose victim is not in the last tick's snapshot (it has just come, or is gone) is of no
 // use to anybody and is dropped.
-func (c *Collector) takeEvents(f *frame) []signal.WaitEvent {
+func (c *Collector) takeEvents(f *frame, trigger signal.Trigger) []signal.WaitEvent {
 	for i := range c.pending {
 		e := &c.pending[i]
 		victim := c.culprit(e.Victim)
@@ -56,10 +59,63 @@ func (c *Collector) takeEvents(f *frame) []signal.WaitEvent {
 		}
 		f.events = append(f.events, signal.WaitEvent{
 			At: e.At, Victim: int(victim), PID: e.PID, CPU: e.CPU, WaitNS: e.WaitNS, Culprit: c.culprit(e.Culprit), PartNS: e.PartNS,
+			Often: e.Often, Ongoing: e.Ongoing,
 		})
+		at := &f.events[len(f.events)-1]
+		switch {
+		case e.Ongoing:
+			at.Blame = c.partsBlame(f, e.Parts)
+		case trigger == signal.Tick:
+			at.Blame = f.containers[victim].Wait.Blame
+		default:
+			at.Blame = c.eventBlame(f, e.Victim)
+		}
 	}
 	c.pending = c.pending[:0]
 	return f.events
+}
+
+// eventBlame is where the waits of the victim went since the last tick or the last snapshot for an event of it; events of one victim in
+// one snapshot share it.
+func (c *Collector) eventBlame(f *frame, slot ebpf.Slot) []signal.Blame {
+	earlier := f.events[:len(f.events)-1]
+	same := func(e signal.WaitEvent) bool { return e.Victim == f.events[len(earlier)].Victim && !e.Ongoing }
+	if i := slices.IndexFunc(earlier, same); i >= 0 {
+		return earlier[i].Blame
+	}
+	ct := c.slots.holder[slot]
+	if ct == nil || ct.row == nil {
+		return nil
+	}
+	if ct.heard == nil {
+		ct.heard = make([]uint64, len(ct.row))
+	}
+	if ct.heardAt <= ct.waitAt { // all that was heard is in the tick's row
+		copy(ct.heard, ct.row)
+	}
+	ct.heardAt = f.snap.Now
+	if c.tracer.Blame(slot, 0, c.row) == 0 {
+		return nil
+	}
+	from := len(f.blame)
+	for i := range c.slots.high {
+		if ns := grown(c.row[i], ct.heard[i]); ns != 0 {
+			ct.heard[i] = c.row[i]
+			f.blame = append(f.blame, signal.Blame{Culprit: c.culprit(ebpf.Slot(i)), NS: ns})
+		}
+	}
+	f.blame = merge(f.blame, from)
+	return f.blame[from:len(f.blame):len(f.blame)]
+}
+
+// partsBlame is what a wait that goes on is made of.
+func (c *Collector) partsBlame(f *frame, parts []ebpf.Part) []signal.Blame {
+	from := len(f.blame)
+	for _, p := range parts {
+		f.blame = append(f.blame, signal.Blame{Culprit: c.culprit(p.Slot), NS: p.NS})
+	}
+	f.blame = merge(f.blame, from)
+	return f.blame[from:len(f.blame):len(f.blame)]
 }
 
 // culprit is who a slot stands for in the last tick's snapshot.

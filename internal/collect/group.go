@@ -68,6 +68,9 @@ type container struct {
 	walks  uint64
 	row    []uint64 // blame by slot, cumulative, as of the last sample; nil if the container never was a victim
 
+	heard   []uint64 // the same as of the last event; nil if there never was one
+	heardAt time.Duration
+
 	ownCPUs cpuset.Set             // its own setting, as others made it
 	sample  signal.ContainerSample // all but the waits
 	totals  *totals
@@ -526,7 +529,7 @@ func (c *Collector) giveSlot(now time.Duration, ct *container) bool {
 	if c.tracer == nil || ct.slot != 0 || !c.measures(ct) {
 		return false
 	}
-	slot, ok := c.slots.take(ct.pod)
+	slot, ok := c.slots.take(ct)
 	if !ok {
 		return false
 	}

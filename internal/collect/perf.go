@@ -29,7 +29,6 @@ const (
 // Counters is what is needed of *perf.Pool.
 type Counters interface {
 	Capacity() int
-	Room() int
 	FDs() int
 	Open(dir string) (*perf.Group, error)
 	SetCPUs(cpus []int) error

@@ -24,6 +24,8 @@ type slots struct {
 
 	// By slot. A slot that rests still belongs to the pod that had it.
 	owner []*pod
+	// holder is the container that has the slot now; nil for one that rests or is free.
+	holder []*container
 	// index is the container's place in the last tick's snapshot, or one of the negative culprits.
 	index    []int32
 	indexGen uint64
@@ -39,7 +41,7 @@ func (s *slots) init(n int) {
 		s.free = append(s.free, ebpf.Slot(slot))
 	}
 	s.high = int(ebpf.FirstSlot)
-	s.owner = make([]*pod, n)
+	s.owner, s.holder = make([]*pod, n), make([]*container, n)
 	s.index = make([]int32, n)
 	s.forgetIndexes(0)
 }
@@ -73,14 +75,14 @@ func pseudo(s ebpf.Slot) signal.Culprit {
 }
 
 // take gives out a slot; ok is false if none is free.
-func (s *slots) take(owner *pod) (slot ebpf.Slot, ok bool) {
+func (s *slots) take(ct *container) (slot ebpf.Slot, ok bool) {
 	if len(s.free) == 0 {
 		return 0, false
 	}
 	slot = s.free[len(s.free)-1]
 	s.free = s.free[:len(s.free)-1]
 	s.high = max(s.high, int(slot)+1)
-	s.owner[slot] = owner
+	s.owner[slot], s.holder[slot] = ct.pod, ct
 	// The last snapshot does not know the new container, whoever had the slot before.
 	s.index[slot] = int32(signal.CulpritGone)
 	return slot, true
@@ -88,6 +90,7 @@ func (s *slots) take(owner *pod) (slot ebpf.Slot, ok bool) {
 
 // rest takes a slot back.
 func (s *slots) rest(slot ebpf.Slot, now time.Duration) {
+	s.holder[slot] = nil
 	s.resting = append(s.resting, restingSlot{slot, now})
 }
 

@@ -112,6 +112,7 @@ type complaint struct {
 	wait      time.Duration // its p99 or the single wait
 	permille  int           // the pod's share
 	event     bool
+	often     bool          // events: it is one of too many that exceed the objective
 	began     time.Duration // events: when the wait began
 }
 
@@ -373,19 +374,38 @@ func (c *CPU) thaw(in *Input) {
 	}
 }
 
-// hear acts on single long waits at once.
+// hear acts on long waits at once.
 func (c *CPU) hear(in *Input) {
 	for i := range in.Findings {
 		f := &in.Findings[i]
-		c.count(in, f)
+		if !f.Often && !f.Ongoing && (i == 0 || in.Findings[i-1].Event != f.Event) {
+			c.count(in, f)
+		}
 		if f.Reason != judge.Contention {
 			continue
 		}
-		if p := c.pods[f.Culprit]; p != nil {
-			p.named = in.Now
-			c.cut(in, p, complaint{rule: RuleEventCut, container: f.Victim, wait: f.Wait, permille: f.Permille, event: true, began: f.Began})
+		p := c.pods[f.Culprit]
+		if p == nil {
+			continue
+		}
+		p.named = in.Now
+		// Several small parts are weaker evidence than a large one: of a single wait they are not enough, and offline pods must
+		// be most of it.
+		if !f.Joint || f.Often && offlineOfEvent(in, f.Event) >= in.Spec.Judge.CulpritPercent*10 {
+			c.cut(in, p, complaint{rule: RuleEventCut, container: f.Victim, wait: f.Wait, permille: f.Permille, event: true, often: f.Often, began: f.Began})
 		}
 	}
+}
+
+// offlineOfEvent is what the offline pods that an event names have of it, in thousandths.
+func offlineOfEvent(in *Input, event int) int {
+	sum := 0
+	for i := range in.Findings {
+		if f := &in.Findings[i]; f.Event == event && f.Culprit >= 0 && in.Class[f.Culprit] == policy.Offline {
+			sum += f.Permille
+		}
+	}
+	return sum
 }
 
 // survey takes in who is in trouble, who has a part in it, and whether anything is known at all.
@@ -529,7 +549,7 @@ func (c *CPU) cut(in *Input, p *offline, k complaint) outcome {
 	}
 	pause := p.relapse(in)
 	c.note(in, p, Note{Rule: rule, Victim: in.Pods[in.Containers[k.container].Pod].Key(), To: to, Wait: k.wait, Permille: k.permille,
-		Objective: in.objective(k.event), Belief: pr.belief, Pause: pause})
+		Objective: in.objective(k.event && !k.often), Belief: pr.belief, Pause: pause})
 	p.beforeCut, p.lastCut, p.grown = p.grant, in.Now, false
 	p.victim = in.Pods[in.Containers[k.container].Pod].Key()
 	c.set(p, to, rule)

@@ -1,12 +1,14 @@
 package control
 
 import (
+	"fmt"
 	"slices"
 	"time"
 
 	"github.com/qos-agent/qos-agent/internal/judge"
 	"github.com/qos-agent/qos-agent/internal/knob"
 	"github.com/qos-agent/qos-agent/internal/policy"
+	"github.com/qos-agent/qos-agent/internal/signal"
 )
 
 // RDT holds offline pods back in the last-level cache and on the memory bus. It is two controllers, cache and bandwidth, with one
@@ -35,6 +37,7 @@ type RDT struct {
 
 	notes []Note
 	pleas []Plea
+	said  [resources]string // why a resource cannot be cut here, as was said last
 }
 
 // resource is what is cut.
@@ -138,6 +141,7 @@ func (c *RDT) Step(in *Input) {
 	if !in.tick() {
 		return
 	}
+	c.explain(in)
 	c.refit(in)
 	c.survey(in)
 	c.verify(in)
@@ -209,6 +213,39 @@ func (r resource) able(in *Input) bool {
 		return in.Spec.RDT.Bandwidth.Enabled && in.Node.Caps.BandwidthAllocation && floorMB(in) < fullMB
 	}
 	return false
+}
+
+// explain says once why a controller that the policy wants has nothing to do on this node.
+func (c *RDT) explain(in *Input) {
+	if !in.Node.Caps.Perf {
+		return // nobody is judged on these axes: the node's capabilities say so
+	}
+	caps, s, r := &in.Node.Caps, &in.Spec.RDT, &in.Node.RDT
+	var why [resources]string
+	switch {
+	case !s.Cache.Enabled:
+	case !caps.CacheAllocation:
+		why[ways] = "off: the node cannot partition the cache"
+	case r.Ways <= floorWays(in):
+		why[ways] = fmt.Sprintf("off: floorWays %d (the machine wants at least %d) leaves nothing of the %d ways to cut", s.Cache.FloorWays, r.MinWays, r.Ways)
+	}
+	switch {
+	case !s.Bandwidth.Enabled:
+	case !caps.BandwidthAllocation:
+		why[bandwidth] = "off: the node cannot limit memory bandwidth"
+	case floorMB(in) >= fullMB:
+		why[bandwidth] = fmt.Sprintf("off: floorPercent %d leaves nothing to cut", s.Bandwidth.FloorPercent)
+	case r.MB.Unit == signal.MBPercent && s.Bandwidth.FloorPercent < r.MB.Min:
+		why[bandwidth] = fmt.Sprintf("floorPercent %d is below the machine's least limit: %d holds", s.Bandwidth.FloorPercent, r.MB.Min)
+	}
+	for res, text := range why {
+		if text == c.said[res] {
+			continue
+		}
+		if c.said[res] = text; text != "" {
+			c.notes = append(c.notes, Note{At: in.Now, Owner: resource(res).owner(), Rule: RuleSkip, Text: text})
+		}
+	}
 }
 
 // refit brings limits inside what policy and machine allow now.

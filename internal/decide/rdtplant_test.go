@@ -622,3 +622,29 @@ func TestSteadyStateDoesNotAllocate(t *testing.T) {
 		t.Errorf("%v allocations a step", n)
 	}
 }
+
+// TestAPolicyThatDoesNotFitTheMachineSaysSo: once, with the machine's limits, and nothing is half done.
+func TestAPolicyThatDoesNotFitTheMachineSaysSo(t *testing.T) {
+	m := newMemory(t, 1, server("a"), hog("h1").stopped())
+	m.pol.spec.RDT.Cache.FloorWays = 12
+	m.pol.spec.RDT.Bandwidth.FloorPercent = 5
+	m.run(15 * time.Second)
+	m.flow("h1").off = false
+	m.run(10 * time.Second)
+	var said []string
+	for _, n := range m.log {
+		if n.Rule == control.RuleSkip {
+			said = append(said, n.Owner+": "+n.Text)
+		}
+	}
+	want := []string{
+		"cache: off: floorWays 12 (the machine wants at least 1) leaves nothing of the 11 ways to cut",
+		"bandwidth: floorPercent 5 is below the machine's least limit: 10 holds",
+	}
+	if diff := cmp.Diff(want, said); diff != "" {
+		t.Error(diff)
+	}
+	if f := m.flow("h1"); f.ways != 0 || f.mb == 0 {
+		t.Errorf("ways %d, bandwidth %d %%; want bandwidth only", f.ways, f.mb)
+	}
+}

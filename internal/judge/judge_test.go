@@ -1,6 +1,7 @@
 package judge
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -103,10 +104,12 @@ func verdict(t testing.TB, vs []Verdict, sample int, axis Axis) Verdict {
 	return Verdict{}
 }
 
+// names are pods.
+type names []string
+
 func ns(c signal.Culprit, n uint64) signal.Blame { return signal.Blame{Culprit: c, NS: n} }
 
 func TestReasonAndCulprits(t *testing.T) {
-	type names []string
 	tests := map[string]struct {
 		blame     []signal.Blame
 		throttled uint64 // of 100 periods
@@ -395,6 +398,77 @@ func TestEvents(t *testing.T) {
 				t.Errorf("began at %s", fs[0].Began)
 			}
 			if r, ok := w.state.Read(web); !ok || r.Events != 1 {
+				t.Errorf("events counted: %d", r.Events)
+			}
+		})
+	}
+}
+
+// TestEventsWithBlame looks at events that say where all of the victim's waits of the last milliseconds went.
+func TestEventsWithBlame(t *testing.T) {
+	single := signal.WaitEvent{At: time.Hour, Victim: web, WaitNS: 10_000_000, Culprit: a, PartNS: 5_000_000}
+	often := signal.WaitEvent{At: time.Hour, Victim: web, WaitNS: 3_000_000, Culprit: a, PartNS: 3_000_000, Often: true}
+	with := func(e signal.WaitEvent, blame ...signal.Blame) signal.WaitEvent {
+		e.Blame = blame
+		return e
+	}
+	ownWait := single
+	ownWait.Culprit = web
+	tests := map[string]struct {
+		event    signal.WaitEvent
+		reason   Reason
+		culprits names
+		joint    bool
+		prepare  func(*world)
+	}{
+		"one culprit, in all not enough unknown":  {event: with(single, ns(a, 50), ns(signal.CulpritUnknown, 30), ns(web, 20)), reason: Contention, culprits: names{"a"}},
+		"too much unknown":                        {event: with(single, ns(a, 60), ns(signal.CulpritUnknown, 40)), reason: Unexplained},
+		"a wait that was its own":                 {event: with(ownWait, ns(a, 50), ns(web, 50)), reason: OwnQueue},
+		"often, one culprit":                      {event: with(often, ns(a, 50), ns(web, 45)), reason: Contention, culprits: names{"a"}},
+		"often, another one than the last wait's": {event: with(often, ns(b, 70), ns(a, 30)), reason: Contention, culprits: names{"b"}},
+		"often, two culprits":                     {event: with(often, ns(a, 45), ns(b, 55)), reason: Contention, culprits: names{"b", "a"}},
+		"often, jointly":                          {event: with(often, ns(a, 35), ns(b, 30), ns(web, 30)), reason: Contention, culprits: names{"a", "b"}, joint: true},
+		"often, mostly itself":                    {event: with(often, ns(a, 30), ns(web, 70)), reason: OwnQueue},
+		"often, the system":                       {event: with(often, ns(a, 30), ns(signal.CulpritSystem, 70)), reason: System},
+		"often, nothing known but the last one":   {event: often, reason: Contention, culprits: names{"a"}},
+		"often, without an objective":             {event: with(often, ns(a, 100)), prepare: func(w *world) { w.spec.Objectives.CPUWaitP99 = 0 }},
+		"often, with events turned off":           {event: with(often, ns(a, 100)), prepare: func(w *world) { w.spec.Objectives.CPUWaitEvent = 0 }},
+		"often, throttled": {event: with(often, ns(a, 100)), reason: SelfThrottled, prepare: func(w *world) {
+			w.snap.Containers[web].CPU.Periods, w.snap.Containers[web].CPU.ThrottledPeriods = 10, 5
+		}},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld()
+			if tt.prepare != nil {
+				tt.prepare(w)
+			}
+			w.step()
+			_, fs := w.again(signal.Event, tt.event)
+			if tt.reason == None {
+				if len(fs) != 0 {
+					t.Fatalf("findings %+v, want none", fs)
+				}
+				return
+			}
+			var got names
+			for _, f := range fs {
+				if f.Reason != tt.reason || f.Joint != tt.joint || f.Often != tt.event.Often || (f.Culprit >= 0) != (tt.reason == Contention) {
+					t.Errorf("finding %+v", f)
+				}
+				if f.Culprit >= 0 {
+					got = append(got, w.snap.Pods[f.Culprit].Name)
+				}
+			}
+			if len(fs) == 0 || !slices.Equal(got, tt.culprits) {
+				t.Errorf("%d findings, culprits %v, want %v", len(fs), got, tt.culprits)
+			}
+			// What counts only together with others is no single long wait.
+			want := uint64(1)
+			if tt.event.Often {
+				want = 0
+			}
+			if r, ok := w.state.Read(web); !ok || r.Events != want {
 				t.Errorf("events counted: %d", r.Events)
 			}
 		})

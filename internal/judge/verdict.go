@@ -195,14 +195,18 @@ type Verdict struct {
 // Culprits is the pods that are to blame, worst first.
 func (v *Verdict) Culprits() []Share { return v.Shares[:v.Named] }
 
-// Finding is what is to be said of a single long wait, without waiting for the window.
+// Finding is what is to be said of a long wait, without waiting for the window. Findings of one event follow each other, one for each
+// pod that is named.
 type Finding struct {
 	Event   int // index into Snapshot.Events
 	Victim  int // index into Snapshot.Containers
 	Culprit int // index into Snapshot.Pods; -1: nobody is named
 	// Reason is Contention if and only if Culprit names a pod.
 	Reason   Reason
-	Permille int           // the culprit's share of the wait
-	Wait     time.Duration // how long it was
-	Began    time.Duration // when it began (CLOCK_MONOTONIC)
+	Often    bool          // about too many waits beyond the objective, not about one that counts alone
+	Ongoing  bool          // about one that has not ended
+	Joint    bool          // no pod is a culprit alone, but all that findings of this event name are together
+	Permille int           // the culprit's share: of the wait, or of all waits that the event accounts for
+	Wait     time.Duration // how long it was, or the last of several
+	Began    time.Duration // when that began (CLOCK_MONOTONIC)
 }

@@ -114,8 +114,9 @@ type Match struct {
 type Objectives struct {
 	// CPUWaitP99 bounds the 99th percentile of run-queue wait over the judge's window.
 	CPUWaitP99 Duration `yaml:"cpuWaitP99" json:"cpuWaitP99" want:"0|100us..10s"`
-	// CPUWaitEvent is the single wait after which the kernel wakes the agent at once, between its ticks. Not below cpuWaitP99:
-	// one wait in a hundred may be as long as that.
+	// CPUWaitEvent is the single wait after which the agent acts at once, between its ticks, also while it goes on. Not below
+	// cpuWaitP99: one wait in a hundred may be as long as that. Too many waits beyond cpuWaitP99 are acted upon at once too, unless
+	// this is 0.
 	CPUWaitEvent Duration `yaml:"cpuWaitEvent" json:"cpuWaitEvent" want:"0|100us..10s"`
 	// MemoryStallPercent bounds the share of time in which some task of the group waited for memory (PSI).
 	MemoryStallPercent float64 `yaml:"memoryStallPercent" json:"memoryStallPercent" want:"0..100"`

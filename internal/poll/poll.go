@@ -69,10 +69,14 @@ func (p *Poller) open(interval time.Duration) (err error) {
 	return nil
 }
 
-// Wait sleeps until there is something to do.
-func (p *Poller) Wait() (Ready, error) {
+// Wait sleeps until there is something to do, or for as long as atMost (in steps of 1 ms), if that is not 0.
+func (p *Poller) Wait(atMost time.Duration) (Ready, error) {
 	var r Ready
-	n, err := unix.EpollWait(p.epoll, p.events[:], -1)
+	timeout := -1
+	if atMost > 0 {
+		timeout = max(1, int(atMost.Milliseconds()))
+	}
+	n, err := unix.EpollWait(p.epoll, p.events[:], timeout)
 	if err != nil {
 		if errors.Is(err, unix.EINTR) {
 			return r, nil

@@ -23,13 +23,13 @@ func TestTimerWakeAndExtra(t *testing.T) {
 	defer p.Close()
 
 	go p.Wake()
-	if r, err := p.Wait(); err != nil || !r.Woken || r.Ticks != 0 || r.Extra {
+	if r, err := p.Wait(0); err != nil || !r.Woken || r.Ticks != 0 || r.Extra {
 		t.Fatalf("after Wake: %+v, %v", r, err)
 	}
 	if _, err := unix.Write(pipe[1], []byte{1}); err != nil {
 		t.Fatal(err)
 	}
-	if r, err := p.Wait(); err != nil || !r.Extra || r.Woken {
+	if r, err := p.Wait(0); err != nil || !r.Extra || r.Woken {
 		t.Fatalf("after a write to the extra descriptor: %+v, %v", r, err)
 	}
 }
@@ -41,7 +41,7 @@ func TestMissedTicksAreCounted(t *testing.T) {
 	}
 	defer p.Close()
 	time.Sleep(20 * time.Millisecond)
-	r, err := p.Wait()
+	r, err := p.Wait(0)
 	if err != nil || r.Ticks < 2 {
 		t.Fatalf("after ten periods: %+v, %v", r, err)
 	}
@@ -59,17 +59,17 @@ func TestAlarmRingsOnceAndCanBeTakenBack(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if r, err := p.Wait(); err != nil || !r.Alarm || (clock.System{}).Now() < now+time.Millisecond {
+	if r, err := p.Wait(0); err != nil || !r.Alarm || (clock.System{}).Now() < now+time.Millisecond {
 		t.Fatalf("after the alarm's time: %+v, %v", r, err)
 	}
 	if err := p.SetAlarm(now); err != nil { // in the past: at once
 		t.Fatal(err)
 	}
-	if r, err := p.Wait(); err != nil || !r.Alarm {
+	if r, err := p.Wait(0); err != nil || !r.Alarm {
 		t.Fatalf("after an alarm in the past: %+v, %v", r, err)
 	}
 	go p.Wake()
-	if r, err := p.Wait(); err != nil || r.Alarm || !r.Woken {
+	if r, err := p.Wait(0); err != nil || r.Alarm || !r.Woken {
 		t.Fatalf("the alarm rings again: %+v, %v", r, err)
 	}
 }
@@ -82,7 +82,7 @@ func TestWaitDoesNotAllocate(t *testing.T) {
 	defer p.Close()
 	if n := testing.AllocsPerRun(100, func() {
 		p.Wake()
-		if _, err := p.Wait(); err != nil {
+		if _, err := p.Wait(0); err != nil {
 			t.Fatal(err)
 		}
 	}); n != 0 {

@@ -76,6 +76,11 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	e.count(c.logDropped, m.Loop.LogDropped)
 	e.count(c.decisionsLost, m.Loop.DecisionsDropped, "queue-full")
 	e.count(c.decisionsLost, m.Loop.DecisionsUnsaved, "disk")
+	e.count(c.recordSteps, m.Recording.Steps)
+	e.count(c.recordDropped, m.Recording.Dropped)
+	e.count(c.recordBytes, m.Recording.Bytes)
+	e.count(c.recordFailures, m.Recording.Failures)
+	e.value(c.recordDisk, float64(m.Recording.DiskBytes))
 }
 
 // collectLoop shows what needs no answer from the loop, so that it can still be seen when the loop hangs.
@@ -241,6 +246,9 @@ func (c *collector) collectKnobs(e emitter, m *Metrics) {
 			e.count(c.knobWrites, writes[key{k, r}], k.String(), r.String())
 		}
 		e.value(c.knobsHeld, float64(m.KnobsHeld[k]), k.String())
+	}
+	for held, n := range m.PodKnobs {
+		e.value(c.podKnobsHeld, float64(n), held.Namespace, held.Pod, held.Kind.String(), held.Rule, held.Victim)
 	}
 }
 

@@ -22,6 +22,7 @@ type Metrics struct {
 
 	KnobWrites []KnobWrites
 	KnobsHeld  map[knob.Kind]int
+	PodKnobs   map[PodKnob]int // settings held of each pod, without those that only follow others
 
 	Capabilities []capability.Probe
 	Programs     []ProgramMetrics // BPF programs
@@ -38,6 +39,8 @@ type Metrics struct {
 
 	Source SourceMetrics
 	Loop   LoopMetrics
+
+	Recording RecordingMetrics
 }
 
 // ContainerMetrics is one container of a pod that the policy classified as online or offline; rows of other classes are ignored.
@@ -52,6 +55,14 @@ type ContainerMetrics struct {
 
 	Counters *CounterTotals
 	CPI      *CPILevels // online containers only
+}
+
+// PodKnob is what is held of a pod, and why.
+type PodKnob struct {
+	Namespace, Pod string
+	Kind           knob.Kind
+	Rule           string
+	Victim         string // "namespace/name"; empty: for nobody in particular
 }
 
 // WaitTotals is run-queue wait.
@@ -142,6 +153,14 @@ type LoopMetrics struct {
 
 	DecisionsDropped uint64 // entries of the decision log that found its queue full
 	DecisionsUnsaved uint64 // entries that are in no file because the disk took nothing
+}
+
+// RecordingMetrics is the recording of what the loop saw and did; zero if there is none.
+type RecordingMetrics struct {
+	Steps, Dropped uint64
+	Bytes          uint64 // written
+	Failures       uint64 // times that the disk refused
+	DiskBytes      int64  // taken by all recordings in the directory
 }
 
 // SignalNames are the kinds of measurement that can fail or grow stale; each has a series from the start.

@@ -145,7 +145,7 @@ type Blame struct {
 	NS      uint64
 }
 
-// WaitEvent is a single wait of an online task that exceeded the policy's bound.
+// WaitEvent is a single wait of an online task that exceeded the policy's bound, or the last of too many that exceeded its objective.
 type WaitEvent struct {
 	At      time.Duration // CLOCK_MONOTONIC, when the task was dispatched at last
 	Victim  int           // index into Snapshot.Containers
@@ -154,6 +154,14 @@ type WaitEvent struct {
 	WaitNS  uint64        //
 	Culprit Culprit       // the group with the largest part of the wait
 	PartNS  uint64        // that part
+	// Often: the wait counts only together with others: more than a hundredth of the victim's waits of the last milliseconds
+	// exceeded the objective for other containers' sake.
+	Often bool
+	// Ongoing: the wait has not ended. At is when it was looked at, WaitNS what it has lasted so far.
+	Ongoing bool
+	// Blame is where all that the victim has waited went since the tick or the event before, or, while it goes on, what the wait itself is
+	// made of; in the order of WaitSample.Blame. Empty: not known.
+	Blame []Blame
 }
 
 // CPUSample is a container's CPU accounting over Span.

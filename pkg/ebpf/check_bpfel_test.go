@@ -44,6 +44,7 @@ type checkQosCpu struct {
 	Slot             uint32
 	Walk             uint32
 	Pad              uint32
+	Rq               uint64
 	EventsLost       uint64
 	EventsSuppressed uint64
 	ShortWalks       uint64

@@ -69,7 +69,7 @@ type Wait struct {
 	Hist      histogram.Counts // waits by duration
 }
 
-// Event is one wait of a victim that exceeded the bound.
+// Event is one wait of a victim that exceeded a bound (see [Tracer.SetBounds]).
 type Event struct {
 	At      time.Duration // CLOCK_MONOTONIC, when the task was dispatched at last
 	Victim  Slot
@@ -78,6 +78,12 @@ type Event struct {
 	WaitNS  uint64
 	Culprit Slot   // the slot with the largest part of the wait; may be the victim itself or a pseudo slot
 	PartNS  uint64 // that part
+	// Often: it is not so long that it counts alone, but it is one of too many that exceed the lower bound. After such an event
+	// it takes as many long waits again until the next.
+	Often bool
+	// Ongoing: the task is still waiting (see [Tracer.Waiting]), and Parts are what every slot has had of its wait so far.
+	Ongoing bool
+	Parts   []Part
 }
 
 // Stats tells how well the kernel side is doing. All counters only grow.

@@ -28,6 +28,7 @@ type runqueueQosCpu struct {
 	Slot             uint32
 	Walk             uint32
 	Pad              uint32
+	Rq               uint64
 	EventsLost       uint64
 	EventsSuppressed uint64
 	ShortWalks       uint64
@@ -49,6 +50,12 @@ type runqueueQosGroup struct {
 	Throttled uint32
 }
 
+type runqueueQosLookArgs struct {
+	_     structs.HostLayout
+	Bound uint64
+	Cpus  uint64
+}
+
 type runqueueQosQuota struct {
 	_     structs.HostLayout
 	Total uint64
@@ -67,6 +74,24 @@ type runqueueQosRow struct {
 	Walks     uint64
 	WalkedNs  uint64
 	LastEvent uint64
+	LastLong  uint64
+	Waits     uint64
+	Level     uint64
+}
+
+type runqueueQosWaiters struct {
+	_  structs.HostLayout
+	N  uint64
+	At [64]struct {
+		_      structs.HostLayout
+		Queued uint64
+		Now    uint64
+		Lost   uint64
+		Slot   uint32
+		Cpu    uint32
+		Pid    int32
+		Pad    uint32
+	}
 }
 
 // Names of all BPF objects in the ELF.
@@ -82,9 +107,11 @@ const (
 	runqueueMapQosSlotCounters  = "qos_slot_counters"
 	runqueueMapQosSums          = "qos_sums"
 	runqueueMapQosTasks         = "qos_tasks"
+	runqueueMapQosWaits         = "qos_waits"
+	runqueueProgQosLook         = "qos_look"
 	runqueueProgQosSchedMigrate = "qos_sched_migrate"
 	runqueueProgQosSchedSwitch  = "qos_sched_switch"
-	runqueueVarQosEventBound    = "qos_event_bound"
+	runqueueVarQosBounds        = "qos_bounds"
 	runqueueVarQosEventGap      = "qos_event_gap"
 	runqueueVarQosGroupBits     = "qos_group_bits"
 	runqueueVarQosShards        = "qos_shards"
@@ -135,6 +162,7 @@ type runqueueSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type runqueueProgramSpecs struct {
+	QosLook         *ebpf.ProgramSpec `ebpf:"qos_look"`
 	QosSchedMigrate *ebpf.ProgramSpec `ebpf:"qos_sched_migrate"`
 	QosSchedSwitch  *ebpf.ProgramSpec `ebpf:"qos_sched_switch"`
 }
@@ -152,19 +180,20 @@ type runqueueMapSpecs struct {
 	QosSlotCounters *ebpf.MapSpec `ebpf:"qos_slot_counters"`
 	QosSums         *ebpf.MapSpec `ebpf:"qos_sums"`
 	QosTasks        *ebpf.MapSpec `ebpf:"qos_tasks"`
+	QosWaits        *ebpf.MapSpec `ebpf:"qos_waits"`
 }
 
 // runqueueVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type runqueueVariableSpecs struct {
-	QosEventBound *ebpf.VariableSpec `ebpf:"qos_event_bound"`
-	QosEventGap   *ebpf.VariableSpec `ebpf:"qos_event_gap"`
-	QosGroupBits  *ebpf.VariableSpec `ebpf:"qos_group_bits"`
-	QosShards     *ebpf.VariableSpec `ebpf:"qos_shards"`
-	QosShared     *ebpf.VariableSpec `ebpf:"qos_shared"`
-	QosSlots      *ebpf.VariableSpec `ebpf:"qos_slots"`
-	QosWalkFrom   *ebpf.VariableSpec `ebpf:"qos_walk_from"`
+	QosBounds    *ebpf.VariableSpec `ebpf:"qos_bounds"`
+	QosEventGap  *ebpf.VariableSpec `ebpf:"qos_event_gap"`
+	QosGroupBits *ebpf.VariableSpec `ebpf:"qos_group_bits"`
+	QosShards    *ebpf.VariableSpec `ebpf:"qos_shards"`
+	QosShared    *ebpf.VariableSpec `ebpf:"qos_shared"`
+	QosSlots     *ebpf.VariableSpec `ebpf:"qos_slots"`
+	QosWalkFrom  *ebpf.VariableSpec `ebpf:"qos_walk_from"`
 }
 
 // runqueueObjects contains all objects after they have been loaded into the kernel.
@@ -196,6 +225,7 @@ type runqueueMaps struct {
 	QosSlotCounters *ebpf.Map `ebpf:"qos_slot_counters"`
 	QosSums         *ebpf.Map `ebpf:"qos_sums"`
 	QosTasks        *ebpf.Map `ebpf:"qos_tasks"`
+	QosWaits        *ebpf.Map `ebpf:"qos_waits"`
 }
 
 func (m *runqueueMaps) Close() error {
@@ -209,6 +239,7 @@ func (m *runqueueMaps) Close() error {
 		m.QosSlotCounters,
 		m.QosSums,
 		m.QosTasks,
+		m.QosWaits,
 	)
 }
 
@@ -216,25 +247,27 @@ func (m *runqueueMaps) Close() error {
 //
 // It can be passed to loadRunqueueObjects or ebpf.CollectionSpec.LoadAndAssign.
 type runqueueVariables struct {
-	QosEventBound *ebpf.Variable `ebpf:"qos_event_bound"`
-	QosEventGap   *ebpf.Variable `ebpf:"qos_event_gap"`
-	QosGroupBits  *ebpf.Variable `ebpf:"qos_group_bits"`
-	QosShards     *ebpf.Variable `ebpf:"qos_shards"`
-	QosShared     *ebpf.Variable `ebpf:"qos_shared"`
-	QosSlots      *ebpf.Variable `ebpf:"qos_slots"`
-	QosWalkFrom   *ebpf.Variable `ebpf:"qos_walk_from"`
+	QosBounds    *ebpf.Variable `ebpf:"qos_bounds"`
+	QosEventGap  *ebpf.Variable `ebpf:"qos_event_gap"`
+	QosGroupBits *ebpf.Variable `ebpf:"qos_group_bits"`
+	QosShards    *ebpf.Variable `ebpf:"qos_shards"`
+	QosShared    *ebpf.Variable `ebpf:"qos_shared"`
+	QosSlots     *ebpf.Variable `ebpf:"qos_slots"`
+	QosWalkFrom  *ebpf.Variable `ebpf:"qos_walk_from"`
 }
 
 // runqueuePrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to loadRunqueueObjects or ebpf.CollectionSpec.LoadAndAssign.
 type runqueuePrograms struct {
+	QosLook         *ebpf.Program `ebpf:"qos_look"`
 	QosSchedMigrate *ebpf.Program `ebpf:"qos_sched_migrate"`
 	QosSchedSwitch  *ebpf.Program `ebpf:"qos_sched_switch"`
 }
 
 func (p *runqueuePrograms) Close() error {
 	return _RunqueueClose(
+		p.QosLook,
 		p.QosSchedMigrate,
 		p.QosSchedSwitch,
 	)

@@ -48,7 +48,8 @@ type Tracer struct {
 	cpus     shared[runqueueQosCpu]
 	rows     shared[runqueueQosRow]
 	blame    shared[uint64] // [row * slots + slot]
-	bound    shared[uint64] // the one variable that is set at run time
+	bounds   shared[bounds] // the one variable that is set at run time
+	looker   looker
 
 	mu       sync.Mutex
 	epoch    uint32      // of the last tracking
@@ -191,7 +192,10 @@ func (t *Tracer) open(o Options, cpus int) error {
 	if t.blame, err = mapShared[uint64](t.coll.Maps[runqueueMapQosBlame], unix.PROT_READ|unix.PROT_WRITE); err != nil {
 		return err
 	}
-	if t.bound, err = mapShared[uint64](t.coll.Maps[".bss"], unix.PROT_READ|unix.PROT_WRITE); err != nil {
+	if t.bounds, err = mapShared[bounds](t.coll.Maps[".bss"], unix.PROT_READ|unix.PROT_WRITE); err != nil {
+		return err
+	}
+	if err = t.looker.open(t.coll, cpus); err != nil {
 		return err
 	}
 	if t.events, err = ringbuf.NewReader(t.coll.Maps[runqueueMapQosEvents]); err != nil {
@@ -303,14 +307,23 @@ func (t *Tracer) Reset(s Slot) {
 	atomic.StoreUint64(&r.Walks, 0)
 	atomic.StoreUint64(&r.WalkedNs, 0)
 	atomic.StoreUint64(&r.LastEvent, 0)
+	atomic.StoreUint64(&r.LastLong, 0)
+	atomic.StoreUint64(&r.Waits, 0)
+	atomic.StoreUint64(&r.Level, 0)
 	t.rowOf[s] = noRow
 	t.freeRows = append(t.freeRows, row)
 }
 
-// SetEventBound sets the wait above which a victim gives an event; 0 turns events off. It takes effect at once, without a system
-// call. A bound below the walk threshold acts as that threshold.
-func (t *Tracer) SetEventBound(d time.Duration) {
-	atomic.StoreUint64(&t.bound.at[0], uint64(max(d, 0)))
+// bounds is qos_bounds of the kernel side.
+type bounds struct{ event, often uint64 }
+
+// SetBounds sets what a victim gives events for: a single wait above event, and waits of which more than a hundredth are above often for
+// other containers' sake. 0 turns either off. It takes effect at once, without a system call. A bound below the walk threshold
+// acts as that threshold.
+func (t *Tracer) SetBounds(event, often time.Duration) {
+	b := &t.bounds.at[0]
+	atomic.StoreUint64(&b.event, uint64(max(event, 0)))
+	atomic.StoreUint64(&b.often, uint64(max(often, 0)))
 }
 
 // Wait brings into up to date and reports whether it changed. into must be zero or hold what an earlier call for the same slot
@@ -372,7 +385,7 @@ func (t *Tracer) Blame(victim Slot, seen uint64, into []uint64) (walks uint64) {
 func (t *Tracer) EventFD() int { return t.coll.Maps[runqueueMapQosEvents].FD() }
 
 // eventBytes is the size of struct qos_event.
-const eventBytes = 40
+const eventBytes = 48
 
 // ReadEvent takes the next event, if there is one. It does not block and does not allocate.
 func (t *Tracer) ReadEvent(into *Event) (bool, error) {
@@ -402,6 +415,7 @@ func (t *Tracer) ReadEvent(into *Event) (bool, error) {
 		Culprit: Slot(le.Uint32(b[28:])),
 		PID:     int32(le.Uint32(b[32:])),
 		CPU:     int32(le.Uint32(b[36:])),
+		Often:   le.Uint64(b[40:]) != 0,
 	}
 	return true, nil
 }
@@ -442,7 +456,7 @@ func (t *Tracer) Close() error {
 	if t.events != nil {
 		errs = append(errs, t.events.Close())
 	}
-	errs = append(errs, t.groups.unmap(), t.counters.unmap(), t.cpus.unmap(), t.rows.unmap(), t.blame.unmap(), t.bound.unmap())
+	errs = append(errs, t.groups.unmap(), t.counters.unmap(), t.cpus.unmap(), t.rows.unmap(), t.blame.unmap(), t.bounds.unmap(), t.looker.found.unmap())
 	t.coll.Close()
 	return errors.Join(errs...)
 }

@@ -257,7 +257,7 @@ func throttled(r *rig, group string) (times int, took time.Duration) {
 func TestEventNamesVictimAndCulprit(t *testing.T) {
 	r := newRig(t, Options{})
 	victim, other := r.group("victim", true), r.group("other", false)
-	r.SetEventBound(2 * time.Millisecond)
+	r.SetBounds(2*time.Millisecond, 0)
 	p := victim.run(work.Spin.On(lastCPU()))
 	other.run(work.Spin.On(lastCPU()))
 
@@ -306,7 +306,7 @@ func TestEventNamesVictimAndCulprit(t *testing.T) {
 		}
 	}
 	// Off means off.
-	r.SetEventBound(0)
+	r.SetBounds(0, 0)
 	for ok := true; ok; {
 		var e Event
 		ok, _ = r.ReadEvent(&e)
@@ -315,6 +315,92 @@ func TestEventNamesVictimAndCulprit(t *testing.T) {
 	var e Event
 	if ok, _ := r.ReadEvent(&e); ok {
 		t.Errorf("event %+v though events are off", e)
+	}
+}
+
+// events takes all events that are there.
+func (r *rig) events() (out []Event) {
+	r.Helper()
+	for {
+		var e Event
+		ok, err := r.ReadEvent(&e)
+		if err != nil {
+			r.Fatal(err)
+		}
+		if !ok {
+			return out
+		}
+		out = append(out, e)
+	}
+}
+
+// Waits that do not count alone give an event when there are too many of them, for another's sake and not for one's own.
+func TestOftenIsAnEventToo(t *testing.T) {
+	r := newRig(t, Options{})
+	victim, other := r.group("victim", true), r.group("other", false)
+	p := victim.run(work.Pulse(2*time.Millisecond, 500*time.Microsecond).On(lastCPU()))
+	q := other.run(work.Spin.On(lastCPU()))
+	victim.waited(20 * time.Millisecond)
+	r.SetBounds(time.Hour, 500*time.Microsecond)
+	var got []Event
+	r.until("five events", func() bool { got = append(got, r.events()...); return len(got) >= 5 })
+	r.SetBounds(0, 0)
+	for _, e := range got {
+		if !e.Often || e.Victim != victim.slot || e.WaitNS <= 500_000 || e.PartNS == 0 || e.PartNS > e.WaitNS {
+			t.Errorf("event %+v", e)
+		}
+	}
+	p.Stop()
+	q.Stop()
+
+	// Its own threads make a victim wait as long, and that is no event, but for what others on the machine do to it: nobody who
+	// could be blamed runs any more.
+	for range 3 {
+		victim.run(work.Spin.On(lastCPU()))
+	}
+	w := victim.wait()
+	r.SetBounds(time.Hour, 500*time.Microsecond)
+	victim.waited(time.Duration(w.SumNS) + time.Second)
+	if got := r.events(); len(got) > 0 {
+		t.Errorf("%d events of a victim that nobody hurts, the first %+v; %s", len(got), got[0], victim.describe())
+	}
+}
+
+// A wait that goes on is seen before it ends, with what it is made of so far.
+func TestWaitsThatGoOnAreSeen(t *testing.T) {
+	r := newRig(t, Options{})
+	victim, other := r.group("victim", true), r.group("other", false)
+	for g, weight := range map[*group]int{victim: 1, other: 10000} {
+		if err := r.tree.SetWeight(g.path, weight); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := victim.run(work.Spin.On(lastCPU()))
+	other.run(work.Spin.On(lastCPU()))
+	var found []Event
+	r.until("a wait of 20 ms that goes on", func() bool {
+		var err error
+		if found, err = r.Waiting(20*time.Millisecond, found[:0]); err != nil {
+			t.Fatal(err)
+		}
+		return len(found) > 0 && found[0].Culprit == other.slot
+	})
+	for _, e := range found {
+		t.Logf("%+v", e)
+		var sum uint64
+		for _, part := range e.Parts {
+			sum += part.NS
+		}
+		if !e.Ongoing || e.Victim != victim.slot || e.WaitNS <= 20_000_000 || sum != e.WaitNS || !isThread(p.PID(), int(e.PID)) || int(e.CPU) != lastCPU() {
+			t.Errorf("%+v; the parts add up to %d", e, sum)
+		}
+	}
+	if n := testing.AllocsPerRun(100, func() { found, _ = r.Waiting(time.Millisecond, found[:0]) }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+	p.Stop()
+	if found, err := r.Waiting(time.Millisecond, nil); err != nil || len(found) > 0 {
+		t.Errorf("nobody waits any more, found %+v, %v", found, err)
 	}
 }
 
@@ -525,7 +611,7 @@ func TestResetForgets(t *testing.T) {
 func TestReadingDoesNotAllocate(t *testing.T) {
 	r := newRig(t, Options{})
 	victim := r.group("victim", true)
-	r.SetEventBound(time.Millisecond)
+	r.SetBounds(time.Millisecond, 0)
 	victim.run(work.Spin.On(lastCPU()))
 	victim.run(work.Spin.On(lastCPU()))
 	victim.waited(100 * time.Millisecond)

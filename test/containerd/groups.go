@@ -13,6 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// RemoveGroups kills what is in a group and removes it from every hierarchy, as the kubelet does with a pod's that has ended.
+func (r *Runtime) RemoveGroups(group string) error { return removeGroups(group) }
+
 // removeGroups kills what is in a group and removes it from every hierarchy of the machine. runc makes its groups in all of
 // them, also in those that the agent has no use for (devices, pids, the named one of systemd), so this looks at directories and
 // not at controllers.

@@ -77,7 +77,7 @@ func Start(t testing.TB) *Runtime {
 	r.write("config.toml", []byte(r.config()))
 	r.write("image.tar", image)
 	r.Restart()
-	r.importImage()
+	r.Import(filepath.Join(r.dir, "image.tar"), imageName)
 	return r
 }
 
@@ -117,15 +117,15 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
 `)
 }
 
-func (r *Runtime) importImage() {
+// Import makes the image in an archive known, and returns when CRI knows it by name.
+func (r *Runtime) Import(archive, name string) {
 	r.t.Helper()
-	out, err := exec.Command("ctr", "-a", r.socket(), "-n", "k8s.io", "images", "import", "--snapshotter", "native",
-		filepath.Join(r.dir, "image.tar")).CombinedOutput()
+	out, err := exec.Command("ctr", "-a", r.socket(), "-n", "k8s.io", "images", "import", "--snapshotter", "native", archive).CombinedOutput()
 	if err != nil {
 		r.t.Fatalf("import image: %v\n%s", err, out)
 	}
-	r.wait("CRI to know the image", func(ctx context.Context) error {
-		answer, err := r.images.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: imageName}})
+	r.wait("CRI to know the image "+name, func(ctx context.Context) error {
+		answer, err := r.images.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: name}})
 		if err == nil && answer.GetImage() == nil {
 			err = errors.New("not known")
 		}

@@ -45,6 +45,7 @@ func Probe() map[string]bool {
 		"go":                     hasPrograms("go"),
 		"nginx":                  hasPrograms("nginx"),
 		"promtool":               hasPrograms("promtool"),
+		"prometheus":             hasPrograms("prometheus"),
 		"qemu":                   hasPrograms("qemu-system-x86_64"),
 		"chromium":               hasPrograms("chromium"),
 		"tmux":                   hasPrograms("tmux"),

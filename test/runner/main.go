@@ -19,6 +19,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -30,6 +31,7 @@ func main() {
 	layers := flag.String("layers", "unit,kernel,vm,rig", "which layers to run, comma-separated")
 	kernels := flag.String("kernels", "6.1,6.12", "series of Debian's kernels for the vm and rig layers, comma-separated")
 	only := flag.String("only", "", "only packages whose import path matches this `regexp`")
+	match := flag.String("run", "", "only rig tests whose name matches this `regexp`")
 	long := flag.Bool("long", false, "also run rig tests named TestRigLong..., and let all of them take their time")
 	keep := flag.String("keep", "", "print lines of tests' output that begin with this `prefix`, passed or not")
 	verbose := flag.Bool("v", false, "print what passed tests say, too")
@@ -39,8 +41,13 @@ func main() {
 		fmt.Fprintln(os.Stderr, "runner: -only:", err)
 		os.Exit(2)
 	}
+	named, err := regexp.Compile(*match)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "runner: -run:", err)
+		os.Exit(2)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	ok, err := run(ctx, strings.Split(*layers, ","), strings.Split(*kernels, ","), filter, *long, *verbose, *keep)
+	ok, err := run(ctx, strings.Split(*layers, ","), strings.Split(*kernels, ","), filter, named, *long, *verbose, *keep)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "runner:", err)
@@ -51,18 +58,22 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, layers, kernels []string, filter *regexp.Regexp, long, verbose bool, keep string) (bool, error) {
+func run(ctx context.Context, layers, kernels []string, filter, named *regexp.Regexp, long, verbose bool, keep string) (bool, error) {
 	start := time.Now()
 	dir, err := os.MkdirTemp("", "qos-agent-runner-")
 	if err != nil {
 		return false, err
 	}
 	defer os.RemoveAll(dir)
-	packages, err := listPackages(ctx, filter)
+	packages, err := listPackages(ctx, ".", filter)
 	if err != nil {
 		return false, err
 	}
-	r := &runner{dir: dir, packages: packages, tally: newTally(os.Stdout), jobTime: jobTimeout, long: long}
+	deploy, err := listPackages(ctx, deployDir, filter)
+	if err != nil {
+		return false, err
+	}
+	r := &runner{dir: dir, packages: packages, deploy: deploy, tally: newTally(os.Stdout), jobTime: jobTimeout, long: long, named: named}
 	r.tally.keep, r.tally.verbose = keep, verbose
 	if long {
 		r.jobTime, r.env = longTimeout, []string{"QOS_AGENT_RDT=full"}
@@ -95,14 +106,19 @@ func run(ctx context.Context, layers, kernels []string, filter *regexp.Regexp, l
 	return r.tally.close(time.Since(start)), nil
 }
 
+// deployDir is the other module: what it imports (helm, Kubernetes, registries) is to stay out of the agent's.
+const deployDir = "deploy"
+
 type runner struct {
 	dir      string // for what is built; removed at the end
-	packages []pkg
+	packages []pkg  // of the agent's module
+	deploy   []pkg  // of the module that holds the image, the chart, dashboards and alerts
 	tally    *tally
 
 	long    bool
-	jobTime time.Duration // of one package's tests in a virtual machine
-	env     []string      // of tests in a virtual machine
+	named   *regexp.Regexp // tests in the rig that are to run
+	jobTime time.Duration  // of one package's tests in a virtual machine
+	env     []string       // of tests in a virtual machine
 }
 
 // pkg is what `go list -json` says of a package.
@@ -116,9 +132,11 @@ type pkg struct {
 	XTestImports []string
 }
 
-func listPackages(ctx context.Context, filter *regexp.Regexp) ([]pkg, error) {
+func listPackages(ctx context.Context, module string, filter *regexp.Regexp) ([]pkg, error) {
 	// -e: a package that does not compile is a failure of that package's tests, not of the run.
-	out, err := output(exec.CommandContext(ctx, "go", "list", "-e", "-json=Dir,ImportPath,Name,TestGoFiles,XTestGoFiles,TestImports,XTestImports", "./..."))
+	cmd := exec.CommandContext(ctx, "go", "list", "-e", "-mod="+modMode(module), "-json=Dir,ImportPath,Name,TestGoFiles,XTestGoFiles,TestImports,XTestImports", "./...")
+	cmd.Dir = module
+	out, err := output(cmd)
 	if err != nil {
 		return nil, err
 	}
@@ -153,25 +171,41 @@ func (p *pkg) filesNamed(end string) []string {
 
 // unit runs the packages whose tests are pure Go, several at a time.
 func (r *runner) unit(ctx context.Context) error {
-	var paths []string
-	for _, p := range r.packages {
-		if len(p.kernelFiles()) == 0 {
-			paths = append(paths, p.ImportPath)
+	paths, _ := split(r.packages)
+	if err := r.goTest(ctx, ".", nil, []string{"-race"}, paths); err != nil {
+		return err
+	}
+	// Without -race: there is one goroutine, and what it imports is big.
+	paths, _ = split(r.deploy)
+	return r.goTest(ctx, deployDir, nil, nil, paths)
+}
+
+// modMode lets the other module follow when the agent's module comes to need something new.
+func modMode(module string) string {
+	if module == deployDir {
+		return "mod"
+	}
+	return "readonly"
+}
+
+// split gives the import paths of the packages whose tests are pure Go, and of those that use the kernel.
+func split(packages []pkg) (pure, kernel []string) {
+	for _, p := range packages {
+		if len(p.kernelFiles()) > 0 {
+			kernel = append(kernel, p.ImportPath)
+		} else {
+			pure = append(pure, p.ImportPath)
 		}
 	}
-	return r.goTest(ctx, nil, append([]string{"-race"}, paths...))
+	return pure, kernel
 }
 
 // kernel runs the packages whose tests use this machine's kernel, one at a time: what one of them does to the run queues would
 // show in the measurements of another. The daemon that some of them start has the race detector too.
 func (r *runner) kernel(ctx context.Context) error {
-	var paths []string
-	for _, p := range r.packages {
-		if len(p.kernelFiles()) > 0 {
-			paths = append(paths, p.ImportPath)
-		}
-	}
-	if len(paths) == 0 {
+	_, paths := split(r.packages)
+	_, deploy := split(r.deploy)
+	if len(paths)+len(deploy) == 0 {
 		return nil
 	}
 	bin := filepath.Join(r.dir, "qos-agent-race")
@@ -180,16 +214,24 @@ func (r *runner) kernel(ctx context.Context) error {
 	}
 	mark := fmt.Sprintf("QOS_AGENT_TEST_RUN=%d", os.Getpid())
 	before := groups()
-	err := r.goTest(ctx, []string{"QOS_AGENT_BIN=" + bin, mark}, append([]string{"-race", "-p", "1"}, paths...))
+	err := r.goTest(ctx, ".", []string{"QOS_AGENT_BIN=" + bin, mark}, []string{"-race", "-p", "1"}, paths)
+	if err == nil { // the image's agent is the one that is rolled out
+		err = r.goTest(ctx, deployDir, []string{mark}, []string{"-p", "1"}, deploy)
+	}
 	if left := leftovers(mark, before); len(left) > 0 {
 		r.tally.fail("left behind by the tests", strings.Join(left, "\n"))
 	}
 	return err
 }
 
-// goTest runs `go test` and counts what it says. Results are never taken from a cache.
-func (r *runner) goTest(ctx context.Context, env, args []string) error {
-	cmd := exec.CommandContext(ctx, "go", append([]string{"test", "-json", "-count=1", "-timeout=15m", "-skip=^" + rigPrefix}, args...)...)
+// goTest runs `go test` on packages of a module and counts what it says. Results are never taken from a cache.
+func (r *runner) goTest(ctx context.Context, module string, env, flags, packages []string) error {
+	if len(packages) == 0 {
+		return nil
+	}
+	args := slices.Concat([]string{"test", "-json", "-count=1", "-timeout=15m", "-skip=^" + rigPrefix, "-mod=" + modMode(module)}, flags, packages)
+	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Dir = module
 	cmd.Env = append(os.Environ(), env...)
 	cmd.Stderr = os.Stderr
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // go test passes it on

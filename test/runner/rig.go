@@ -113,9 +113,7 @@ func (r *runner) rigTests() (map[string][]rigTest, error) {
 					return nil, fmt.Errorf("%s: %s: want a name that begins with %s", file, name, rigPrefix)
 				}
 			}
-			if !r.long {
-				names = slices.DeleteFunc(names, func(n string) bool { return strings.HasPrefix(n, rigLong) })
-			}
+			names = slices.DeleteFunc(names, func(n string) bool { return !r.long && strings.HasPrefix(n, rigLong) || !r.named.MatchString(n) })
 			variants, err := rigVariants(file)
 			if err != nil {
 				return nil, err

@@ -1,0 +1,140 @@
+package ebpf
+
+import (
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// Part is what one slot has of a wait.
+type Part struct {
+	Slot Slot
+	NS   uint64
+}
+
+// looker asks the kernel side who is waiting. The system call is made by hand because the library's allocates.
+type looker struct {
+	prog  *ebpf.Program
+	found shared[runqueueQosWaiters]
+	args  runqueueQosLookArgs
+	parts []Part
+}
+
+// testRun is the part of union bpf_attr that BPF_PROG_TEST_RUN uses.
+type testRun struct {
+	fd, retval                uint32
+	sizeIn, sizeOut           uint32
+	dataIn, dataOut           uint64
+	repeat, duration          uint32
+	ctxSizeIn, ctxSizeOut     uint32
+	ctxIn, ctxOut             uint64
+	flags, cpu, batch, unused uint32
+}
+
+const progTestRun = 10 // BPF_PROG_TEST_RUN
+
+func (l *looker) open(coll *ebpf.Collection, cpus int) (err error) {
+	l.prog = coll.Programs[runqueueProgQosLook]
+	l.args.Cpus = uint64(cpus)
+	l.found, err = mapShared[runqueueQosWaiters](coll.Maps[runqueueMapQosWaits], unix.PROT_READ)
+	return err
+}
+
+// look fills found with the waits of victims that are longer than bound and have not ended.
+func (l *looker) look(bound time.Duration) error {
+	l.args.Bound = uint64(bound)
+	attr := testRun{fd: uint32(l.prog.FD()), ctxSizeIn: uint32(unsafe.Sizeof(l.args)), ctxIn: uint64(uintptr(unsafe.Pointer(&l.args)))}
+	for {
+		_, _, errno := unix.Syscall(unix.SYS_BPF, progTestRun, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+		switch {
+		case errno == 0:
+			return nil
+		case !errors.Is(errno, unix.EINTR) && !errors.Is(errno, unix.EAGAIN):
+			return fmt.Errorf("look who waits: %w", errno)
+		}
+	}
+}
+
+// Waiting appends an event for each victim's task that has waited for longer than bound by now and goes on waiting. Their Parts are good
+// until the next call. It takes one system call and does not allocate once into has room.
+//
+// It reads run queues from outside and without their locks, so a wait may be missed or have ended in the meantime.
+func (t *Tracer) Waiting(bound time.Duration, into []Event) ([]Event, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	l := &t.looker
+	if err := l.look(bound); err != nil {
+		return into, err
+	}
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
+		return into, fmt.Errorf("clock: %w", err)
+	}
+	l.parts = l.parts[:0]
+	found := &l.found.at[0]
+	for i := range min(found.N, uint64(len(found.At))) {
+		w := &found.At[i]
+		if w.Now <= w.Queued || int(w.Cpu) >= len(t.cpus.at) {
+			continue
+		}
+		e := Event{At: time.Duration(ts.Nano()), Victim: Slot(w.Slot), PID: w.Pid, CPU: int32(w.Cpu), WaitNS: w.Now - w.Queued, Ongoing: true}
+		from := len(l.parts)
+		l.parts = attribute(&t.cpus.at[w.Cpu], w.Queued, w.Now, w.Lost, l.parts)
+		e.Parts = l.parts[from:len(l.parts):len(l.parts)]
+		for _, p := range e.Parts {
+			if p.NS > e.PartNS {
+				e.Culprit, e.PartNS = p.Slot, p.NS
+			}
+		}
+		into = append(into, e)
+	}
+	return into, nil
+}
+
+// attribute appends who ran on a CPU between from and to (rq clock), when lost was what interrupts and the hypervisor had taken so far. The
+// log may be written meanwhile: an entry that does not fit ends the walk, and the rest is unknown.
+func attribute(c *runqueueQosCpu, from, to, lost uint64, parts []Part) []Part {
+	const nsMask = 1<<48 - 1
+	first := len(parts)
+	add := func(s Slot, ns uint64) {
+		if ns == 0 {
+			return
+		}
+		for i := first; i < len(parts); i++ {
+			if parts[i].Slot == s {
+				parts[i].NS += ns
+				return
+			}
+		}
+		parts = append(parts, Part{s, ns})
+	}
+	head, end, endLost := atomic.LoadUint32(&c.Head), to, lost
+	for i := uint32(1); i < uint32(len(c.Runs)); i++ { // not the oldest, which is the next to be written
+		r := &c.Runs[(head-i)%uint32(len(c.Runs))]
+		start, slotLost := atomic.LoadUint64(&r.Start), atomic.LoadUint64(&r.SlotLost)
+		if start == 0 {
+			break
+		}
+		if start >= end { // it began after the look
+			continue
+		}
+		ran := end - max(start, from)
+		taken := (endLost - slotLost) & nsMask
+		if ran < end-start {
+			taken = uint64(float64(taken) * float64(ran) / float64(end-start))
+		}
+		taken = min(taken, ran)
+		add(SlotIRQ, taken)
+		add(Slot(slotLost>>48), ran-taken)
+		if end, endLost = max(start, from), slotLost&nsMask; end == from {
+			return parts
+		}
+	}
+	add(SlotUnknown, end-from)
+	return parts
+}
