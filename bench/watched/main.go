@@ -76,7 +76,7 @@ func (c *cli) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := c.populate(s, o.StaticPods); err != nil {
+	if err := s.Populate(c.Containers); err != nil {
 		return err
 	}
 	d, err := daemon.Start(o)
@@ -105,27 +105,6 @@ func (c *cli) Run(ctx context.Context) (err error) {
 		fmt.Printf("%-8s %6.2f %% (%.2f - %.2f) %12.2f %% %14.0f\n", row.Watchers, row.CPUPercent, row.CPUPercentMin, row.CPUPercentMax, row.LoopPercent, row.BytesPerSecond)
 	}
 	return errors.Join(d.Stop(ctx), lab.WriteResult(c.Out, "watched.json", r))
-}
-
-// populate makes single-container pods, each with a process that wakes 20 times a second.
-func (c *cli) populate(s *lab.Site, file string) error {
-	pods := make([]daemon.Pod, c.Containers)
-	for i := range pods {
-		name := fmt.Sprintf("pod%04d", i)
-		group, err := s.Tree.Make(name)
-		if err != nil {
-			return err
-		}
-		class := "offline"
-		if i%3 == 0 {
-			class = "online"
-		}
-		pods[i] = daemon.Pod{Namespace: "bench", Name: name, Cgroup: group, Labels: map[string]string{"qos-agent.io/class": class}}
-		if _, err := s.Start(group, work.Pulse(50*time.Microsecond, 50*time.Millisecond)); err != nil {
-			return err
-		}
-	}
-	return daemon.WriteStaticPods(file, pods...)
 }
 
 // window measures one window, with watchers that have begun a second before.
