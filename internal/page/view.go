@@ -13,12 +13,14 @@ import (
 
 // Limits of what a frame holds. Beyond them the page says how many more there are; the state API has all.
 const (
-	maxTroubles = 100
 	maxVictims  = 60
 	maxCulprits = 60
 	maxKnobs    = 1000
 	blameShown  = 6
 )
+
+// troublesShown is how many verdicts of each level the page lists; the table of pods has them all.
+var troublesShown = map[string]int{"violated": 20, "watch": 8, "unknown": 4}
 
 // axes is the order of levels in a row. What else there is of axes is shown in the list of troubles only.
 var axes = []string{"cpu", "memory", "io", "cache", "bandwidth"}
@@ -119,7 +121,7 @@ func newView(s *server.State) (*view, error) {
 		q := *p
 		now.Pressure = &q
 	}
-	troubles, hidden := troubles(s)
+	list, counts := troubles(s)
 	knobs := s.Knobs
 	if len(knobs) > maxKnobs {
 		knobs = knobs[:maxKnobs]
@@ -137,7 +139,7 @@ func newView(s *server.State) (*view, error) {
 	}
 	for name, value := range map[string]any{
 		"agent": s.Agent, "node": node, "policy": s.Policy, "source": s.PodSource, "now": now, "capabilities": s.Node.Capabilities, "pods": pods,
-		"classes": classes(s), "troubles": map[string]any{"list": troubles, "hidden": hidden},
+		"classes": classes(s), "troubles": map[string]any{"list": list, "counts": counts},
 		"knobs": map[string]any{"list": notNil(knobs), "hidden": len(s.Knobs) - len(knobs)},
 	} {
 		text, err := json.Marshal(value)
@@ -163,15 +165,15 @@ func notNil[T any](s []T) []T {
 	return s
 }
 
-func troubles(s *server.State) (list []trouble, hidden int) {
-	list = []trouble{}
+// troubles are the verdicts that are not ok: some of each level, and how many of each there are.
+func troubles(s *server.State) (list []trouble, counts map[string]int) {
+	list, counts = []trouble{}, map[string]int{"violated": 0, "watch": 0, "unknown": 0}
 	for i := range s.Verdicts {
 		v := &s.Verdicts[i]
 		if v.Level == "ok" {
 			continue
 		}
-		if len(list) == maxTroubles {
-			hidden++
+		if counts[v.Level]++; counts[v.Level] > troublesShown[v.Level] {
 			continue
 		}
 		e := &v.Evidence
@@ -189,7 +191,7 @@ func troubles(s *server.State) (list []trouble, hidden int) {
 		}
 		list = append(list, t)
 	}
-	return list, hidden
+	return list, counts
 }
 
 func partyName(p server.Party) string {

@@ -178,7 +178,7 @@
     }
     card("Online pods", number(count("online")), some(containers("online"), "container"));
     card("Offline pods", number(count("offline")), `${some(containers("offline"), "container")}; ${some(count("unclassified"), "pod")} of no class`);
-    const hurt = troubles.list.filter((t) => t.level === "violated").length;
+    const hurt = troubles.counts.violated;
     card("Violated", number(hurt), hurt ? "objectives, see below" : "every objective that can be judged is kept");
     card("Held settings", number(knobs.list.length + knobs.hidden), agent.mode === "observe" ? "observe: nothing is written" : "on " + some(held.size, "pod"));
     const l = now.loop;
@@ -211,10 +211,9 @@
   };
 
   function renderTroubles() {
-    const { list, hidden } = S.sections.troubles;
-    put($("hurt-n"), list.length ? `${list.filter((t) => t.level === "violated").length} violated, ${list.filter((t) => t.level === "watch").length} near it, ${list.filter((t) => t.level === "unknown").length} unknown` : "");
-    const first = (level, n) => list.filter((t) => t.level === level).slice(0, n);
-    const shown = [...first("violated", 20), ...first("watch", 8), ...first("unknown", 4)];
+    const { list: shown, counts } = S.sections.troubles;
+    const all = counts.violated + counts.watch + counts.unknown;
+    put($("hurt-n"), all ? `${counts.violated} violated, ${counts.watch} near it, ${counts.unknown} unknown` : "");
     const out = shown.map((t) => {
       let figure = "";
       if (t.p99) figure = ` p99 ${dur(t.p99)}, promised ${dur(t.objective)}.`;
@@ -228,7 +227,7 @@
       return li;
     });
     if (!out.length) out.push(el("li", {}, el("span", { class: "level ok" }, "ok"), el("div", {}, "Nobody: every online container is inside its objectives.")));
-    const more = hidden + list.length - shown.length;
+    const more = all - shown.length;
     if (more) out.push(el("li", {}, el("span"), el("div", { class: "quiet" }, `and ${more} more, see the table of pods`)));
     $("troubles").replaceChildren(...out);
   }
