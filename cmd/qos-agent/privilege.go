@@ -23,6 +23,10 @@ func (c *runCmd) dropCapabilities(p parts, tracer *ebpf.Tracer, report capabilit
 	}
 	if report.Has(capability.Perf) {
 		keep = append(keep, privilege.Perfmon)
+		if err := privilege.Only(func() error { return capability.Count(p.hierarchy, "/sys") }, privilege.Perfmon); err != nil {
+			log.Info("CAP_SYS_ADMIN is kept: this kernel wants it for hardware counters while kernel.perf_event_paranoid is above 2", "error", err)
+			keep = append(keep, privilege.Admin)
+		}
 	}
 	if tracer != nil {
 		if err := privilege.Without(func() error { return tracer.Stats(new(ebpf.Stats)) }); err != nil {

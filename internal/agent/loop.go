@@ -497,7 +497,6 @@ func (l *loop) note(seq uint64, n *control.Note, mode policy.Mode) {
 func inputs(n *control.Note) *decisionlog.Inputs {
 	in := decisionlog.Inputs{
 		WaitSeconds: n.Wait.Seconds(), BeforeSeconds: n.Before.Seconds(), ObjectiveSeconds: n.Objective.Seconds(),
-		CPI: milli(n.CPI), CPIBefore: milli(n.CPIBefore), CPIFence: milli(n.CPIFence),
 		ShareRatio: permille(n.Permille), Belief: n.Belief, PauseSeconds: n.Pause.Seconds(),
 	}
 	if in == (decisionlog.Inputs{}) {
@@ -505,8 +504,6 @@ func inputs(n *control.Note) *decisionlog.Inputs {
 	}
 	return &in
 }
-
-func milli(n uint64) float64 { return float64(n) / 1000 }
 
 // diary hands an entry to the decision log, stamped with the time, the step and the policy in force.
 func (l *loop) diary(e decisionlog.Entry) {

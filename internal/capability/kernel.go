@@ -130,12 +130,12 @@ func (p *prober) perf(context.Context) (string, error) {
 	if !ok {
 		return "", advise(fmt.Errorf("the perf_event controller is not mounted under %s", p.hierarchy.Root()), "mount -t cgroup -o perf_event, or unified cgroup v2")
 	}
-	err := perf.Probe(dir, p.firstCPU())
+	err := perf.Probe(dir, firstCPU(p.Sys))
 	switch {
 	case errors.Is(err, perf.ErrUnsupported):
 		return "", err
 	case errors.Is(err, perf.ErrDenied):
-		return "", advise(err, "root, or CAP_PERFMON, or kernel.perf_event_paranoid=0")
+		return "", advise(err, "root, or CAP_PERFMON; Debian's and Ubuntu's kernels want kernel.perf_event_paranoid=2 for that, or CAP_SYS_ADMIN")
 	case err != nil:
 		return "", err
 	case p.hierarchy.V2(cgroup.PerfEvent) && !p.hierarchy.V2(cgroup.CPU):
@@ -144,9 +144,18 @@ func (p *prober) perf(context.Context) (string, error) {
 	return "cycles, instructions, LLC references and misses of a group counted", nil
 }
 
+// Count opens the agent's hardware counters for a moment.
+func Count(h *cgroup.Hierarchy, sys string) error {
+	dir, ok := h.Dir(cgroup.PerfEvent, "/")
+	if !ok {
+		return errors.New("the perf_event controller is not mounted")
+	}
+	return perf.Probe(dir, firstCPU(sys))
+}
+
 // firstCPU is an online CPU; CPU 0 can be offline on some machines.
-func (p *prober) firstCPU() int {
-	text, err := os.ReadFile(filepath.Join(p.Sys, "devices/system/cpu/online"))
+func firstCPU(sys string) int {
+	text, err := os.ReadFile(filepath.Join(sys, "devices/system/cpu/online"))
 	if err != nil {
 		return 0
 	}

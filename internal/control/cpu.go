@@ -76,7 +76,8 @@ type offline struct {
 	victim string // for whose sake
 
 	lastCut    time.Duration
-	beforeCut  Grant // what it had before lastCut
+	blamed     time.Duration // of the last cut for somebody's wait, not on another controller's plea
+	beforeCut  Grant         // what it had before lastCut
 	named      time.Duration
 	lastGrowth time.Duration
 	beforeGrow Grant // what it had before lastGrowth
@@ -135,6 +136,14 @@ func (c *CPU) Grant(i int) Grant {
 		return c.pods[i].grant
 	}
 	return Grant{}
+}
+
+// Blamed is when the pod of this PodID was last cut for somebody's wait; long ago if it never was.
+func (c *CPU) Blamed(id uint32) time.Duration {
+	if p := c.byID[id]; p != nil {
+		return p.blamed
+	}
+	return never
 }
 
 // Wake is when the next step is wanted at the latest; 0: no wish.
@@ -217,7 +226,7 @@ func (c *CPU) sync(in *Input) {
 		if in.Class[i] == policy.Offline {
 			p = c.byID[id]
 			if p == nil {
-				p = &offline{key: in.Pods[i].Key(), lastCut: never, named: never, lastGrowth: never, ice: ice{next: never}}
+				p = &offline{key: in.Pods[i].Key(), lastCut: never, blamed: never, named: never, lastGrowth: never, ice: ice{next: never}}
 				c.byID[id] = p
 			}
 			p.pod = i
@@ -550,7 +559,7 @@ func (c *CPU) cut(in *Input, p *offline, k complaint) outcome {
 	pause := p.relapse(in)
 	c.note(in, p, Note{Rule: rule, Victim: in.Pods[in.Containers[k.container].Pod].Key(), To: to, Wait: k.wait, Permille: k.permille,
 		Objective: in.objective(k.event && !k.often), Belief: pr.belief, Pause: pause})
-	p.beforeCut, p.lastCut, p.grown = p.grant, in.Now, false
+	p.beforeCut, p.lastCut, p.blamed, p.grown = p.grant, in.Now, in.Now, false
 	p.victim = in.Pods[in.Containers[k.container].Pod].Key()
 	c.set(p, to, rule)
 	p.restart(in)

@@ -20,6 +20,9 @@ type Input struct {
 	Judge    *judge.State
 	Verdicts []judge.Verdict // of this step; none on events
 	Findings []judge.Finding // about this step's events
+	// CPU is the CPU controller as of the step before: one resource of a pod is cut at a time, and what is known of waits is measured, not
+	// inferred, so the CPU goes first. nil: there is none.
+	CPU *CPU
 	// Pleas are what the controllers of cache and bandwidth ask of the CPU controller in this step.
 	Pleas []Plea
 	// Acting says that wants are really written. Where they are not, the effect of a cut cannot be looked at either.

@@ -382,6 +382,9 @@ func (c *RDT) cut(in *Input, p *sharer, v *judge.Verdict, s judge.Share) outcome
 	if in.Now-p.lastCut < in.Spec.RDT.Cooldown.D() {
 		return waiting
 	}
+	if in.CPU != nil && in.Now-in.CPU.Blamed(in.PodID[p.pod]) < in.Spec.RDT.Verify.After.D() {
+		return waiting // its CPU time has just been cut: see first what that does
+	}
 	for _, r := range orderOf(v.Axis) {
 		if in.Now < pr.until[r] {
 			continue

@@ -56,6 +56,46 @@ func BenchmarkTick(b *testing.B) {
 	}
 }
 
+// BenchmarkTickRDT is a regular step of 150 containers on two sockets, without hardware counters, with them, and with resctrl as well.
+// What the last two cost is their ratio to the first.
+func BenchmarkTickRDT(b *testing.B) {
+	for _, have := range []string{"without", "perf", "perf+resctrl"} {
+		b.Run(have, func(b *testing.B) {
+			var flows []*flow
+			for i := range 150 {
+				f := hog(fmt.Sprintf("p%04d", i))
+				f.work = 0.001
+				if i%2 == 0 {
+					f = server(fmt.Sprintf("p%04d", i))
+					f.work, f.ws = 0.01, 0.1
+				}
+				f.domain = i / 2 % 2
+				flows = append(flows, f)
+			}
+			m := newMemory(b, 2, flows...)
+			m.caps.Perf = have != "without"
+			if have != "perf+resctrl" {
+				m.caps.CacheAllocation, m.caps.BandwidthAllocation, m.caps.CacheMonitoring, m.caps.BandwidthMonitoring = false, false, false, false
+			}
+			m.run(10 * time.Second)
+			m.snap.PodsGen = 1
+			b.ReportAllocs()
+			for b.Loop() {
+				m.now += m.tick
+				m.snap.Now = m.now
+				for i := range m.snap.Containers {
+					c := &m.snap.Containers[i]
+					c.Perf.At, c.RDT.At, c.Wait.At, c.CPU.At = m.now, m.now, m.now, m.now
+				}
+				for i := range m.snap.Node.Bandwidth {
+					m.snap.Node.Bandwidth[i].At = m.now
+				}
+				m.brain.Step(&m.snap, m.pol)
+			}
+		})
+	}
+}
+
 // BenchmarkEvent is a step for one long wait, with a culprit that was cut just before.
 func BenchmarkEvent(b *testing.B) {
 	p := node(b, 150, 3000)

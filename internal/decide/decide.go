@@ -98,6 +98,7 @@ func (s *State) Step(snap *signal.Snapshot, pol Policy) Decision {
 	verdicts, findings := s.judge.Step(&s.view)
 
 	s.input = control.Input{View: &s.view, Judge: &s.judge, Verdicts: verdicts, Findings: findings, Acting: spec.Mode == policy.Enforce}
+	s.input.CPU = &s.cpu
 	s.rdt.Step(&s.input)
 	s.input.Pleas = s.rdt.Pleas()
 	s.cpu.Step(&s.input)

@@ -63,12 +63,15 @@ func Keep(keep ...Value) (dropped []string, err error) {
 }
 
 // Without runs fn with all capabilities lowered, on a thread of its own, to see whether it works without them.
-func Without(fn func() error) error {
+func Without(fn func() error) error { return Only(fn) }
+
+// Only runs fn with all capabilities lowered but the given ones, on a thread of its own, to see whether it works with them alone.
+func Only(fn func() error, keep ...Value) error {
 	result := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
 		result <- func() error {
-			if err := lower(); err != nil {
+			if err := lower(keep...); err != nil {
 				return fmt.Errorf("lower capabilities of a thread: %w", err)
 			}
 			return fn()
@@ -77,13 +80,17 @@ func Without(fn func() error) error {
 	return <-result
 }
 
-// lower clears the calling thread's effective set. The permitted one stays, so that the thread can still take part in Keep.
-func lower() error {
+// lower clears the calling thread's effective set, but for what is kept. The permitted one stays, so that the thread can still take part in Keep.
+func lower(keep ...Value) error {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
 	if err := unix.Capget(&header, &data[0]); err != nil {
 		return err
 	}
+	have := [2]uint32{data[0].Effective, data[1].Effective}
 	data[0].Effective, data[1].Effective = 0, 0
+	for _, c := range keep {
+		data[c/32].Effective |= have[c/32] & (1 << (c % 32))
+	}
 	return unix.Capset(&header, &data[0])
 }

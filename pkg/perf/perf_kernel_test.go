@@ -184,3 +184,52 @@ func TestHardwareEvents(t *testing.T) {
 		t.Errorf("more misses than instructions: %+v", c)
 	}
 }
+
+// BenchmarkRead is a reading of an idle group and of one that runs on another CPU, with software events: on that CPU the kernel has to
+// interrupt either kind.
+func BenchmarkRead(b *testing.B) {
+	for _, name := range []string{"idle", "busy"} {
+		b.Run(name, func(b *testing.B) {
+			h, err := cgroup.Detect("/sys/fs/cgroup")
+			if err != nil || os.Geteuid() != 0 {
+				b.Skipf("needs root: to make groups and to count for them (%v)", err)
+			}
+			dir, ok := h.Dir(cgroup.PerfEvent, fmt.Sprintf("/qos-agent-perf-%d", os.Getpid()))
+			if !ok {
+				b.Skip("needs perf_event: the controller is not mounted")
+			}
+			if err := os.Mkdir(dir, 0o755); err != nil {
+				b.Fatal(err)
+			}
+			defer os.Remove(dir)
+			p := NewPool(Options{CPUs: []int{0}, Events: software()})
+			defer p.Close()
+			g, err := p.Open(dir)
+			if err != nil {
+				b.Fatal(err)
+			}
+			if name == "busy" {
+				cmd := exec.Command(os.Args[0], "-test.run=^TestBurnHelper$")
+				cmd.Env = append(os.Environ(), "PERF_BURN=1h")
+				if err := cmd.Start(); err != nil {
+					b.Fatal(err)
+				}
+				defer func() {
+					_ = cmd.Process.Kill()
+					_ = cmd.Wait()
+					time.Sleep(50 * time.Millisecond)
+				}()
+				if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(cmd.Process.Pid)), 0); err != nil {
+					b.Fatal(err)
+				}
+			}
+			var c Counts
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := g.Read(&c); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
