@@ -32,6 +32,8 @@ type cli struct {
 	Events   eventsCmd   `cmd:"" help:"Print the decision log."`
 	Policy   policyCmd   `cmd:"" help:"Check policies, or print the default one."`
 	Doctor   doctorCmd   `cmd:"" help:"Probe what this node can do, by doing it."`
+	Replay   replayCmd   `cmd:"" help:"Make the decisions of a recording again, as they were or by another policy."`
+	Trace    traceCmd    `cmd:"" help:"Look into recordings, cut, export and import them."`
 	Restore  restoreCmd  `cmd:"" help:"Put back everything that a killed daemon left changed."`
 	Simulate simulateCmd `cmd:"" help:"Run scenarios against a model of a node, in milliseconds."`
 	Version  versionCmd  `cmd:"" help:"Print the version."`

@@ -29,6 +29,7 @@ import (
 	"github.com/qos-agent/qos-agent/internal/privilege"
 	"github.com/qos-agent/qos-agent/internal/sched"
 	"github.com/qos-agent/qos-agent/internal/server"
+	"github.com/qos-agent/qos-agent/internal/trace"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
 	"github.com/qos-agent/qos-agent/pkg/ebpf"
 	"github.com/qos-agent/qos-agent/pkg/perf"
@@ -62,6 +63,8 @@ type runCmd struct {
 	APIWebConfig string `name:"api-web-config" placeholder:"FILE" help:"TLS, client certificates and users of --api-listen, in the format of Prometheus's exporter toolkit; read anew for every connection."`
 	APITokenFile string `name:"api-token-file" placeholder:"FILE" help:"Bearer token that --api-listen asks for; read anew for every request."`
 
+	recordFlags `embed:""`
+
 	DecisionLogDir   string `name:"decision-log-dir" placeholder:"DIR" help:"Directory of the decision log's files; default: the run directory."`
 	DecisionLogMiB   int    `name:"decision-log-mib" default:"4" help:"Size at which a file of the decision log is put aside, MiB."`
 	DecisionLogFiles int    `name:"decision-log-files" default:"3" help:"How many files of the decision log are kept; 0: none are written."`
@@ -84,6 +87,9 @@ func (c *runCmd) Validate() error {
 	}
 	if c.KubeEvents && c.Pods == "static" {
 		return errors.New("--kube-events: the pods of --pods static are not Kubernetes's")
+	}
+	if err := c.recordFlags.check(); err != nil {
+		return err
 	}
 	if c.DecisionLogMiB < 1 || c.DecisionLogFiles < 0 {
 		return errors.New("--decision-log-mib, --decision-log-files: want at least 1 MiB and no negative number of files")
@@ -285,13 +291,19 @@ func (c *runCmd) serve(ctx context.Context, p parts) (err error) {
 	if hostname == "" {
 		hostname, _ = os.Hostname() // for people only
 	}
+	recorder, err := c.recorder(trace.Info{Agent: version, Hostname: hostname, Kernel: kernelRelease(), Interval: c.Interval}, report, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, recorder.Close()) }()
 	instruments := new(server.Instruments)
 	loop, err := agent.New(agent.Options{
 		Version: version, Hostname: hostname, Kernel: kernelRelease(),
 		Interval: c.Interval, Mode: policy.Mode(c.Mode), Realtime: c.Realtime, RunDir: c.RunDir, SourceKind: c.Pods,
 		Hierarchy: p.hierarchy, Tracer: tracer, Collector: collector, Executor: p.executor, Classes: p.classes, Source: p.source,
 		Policy: p.policy, WatchPolicy: c.watch(log), Capabilities: report, Instruments: instruments, Baselines: baselines, Decisions: p.decisions,
-		Log: log, LogDropped: p.queue.Dropped, Clock: clock.System{},
+		Recorder: recorder,
+		Log:      log, LogDropped: p.queue.Dropped, Clock: clock.System{},
 	})
 	if err != nil {
 		return err

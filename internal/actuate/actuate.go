@@ -172,7 +172,7 @@ func open(o Options, lock *os.File) (*Executor, error) {
 		}
 		e.boot = strings.TrimSpace(string(text))
 	}
-	e.own = ownGroups()
+	e.own = ownGroups(e.h, "/proc/self/cgroup", "/sys/fs/cgroup")
 	past, err := loadHistory(o.RunDir)
 	if err != nil {
 		return nil, err
@@ -246,21 +246,6 @@ func (e *Executor) thawAdopted() {
 	e.settle()
 	e.early = append(e.early, e.out...)
 	e.dirty = rest
-}
-
-// ownGroups lists the groups in which this process runs, one or more, as far as its view of the tree tells.
-func ownGroups() []string {
-	text, err := os.ReadFile("/proc/self/cgroup")
-	if err != nil {
-		return nil
-	}
-	var groups []string
-	for line := range strings.Lines(string(text)) { // 5:cpu,cpuacct:/path
-		if f := strings.SplitN(strings.TrimSpace(line), ":", 3); len(f) == 3 && !slices.Contains(groups, f[2]) {
-			groups = append(groups, f[2])
-		}
-	}
-	return groups
 }
 
 // Adopted is how many knobs were taken over from an agent that was killed.

@@ -26,6 +26,7 @@ import (
 	"github.com/qos-agent/qos-agent/internal/policy"
 	"github.com/qos-agent/qos-agent/internal/poll"
 	"github.com/qos-agent/qos-agent/internal/server"
+	"github.com/qos-agent/qos-agent/internal/trace"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
 	"github.com/qos-agent/qos-agent/pkg/ebpf"
 )
@@ -54,6 +55,7 @@ type Options struct {
 	Instruments  *server.Instruments
 	Baselines    *judge.Baselines // what an earlier run has learned; nil: nothing
 	Decisions    *decisionlog.Log // gets what the loop decided and did
+	Recorder     *trace.Recorder  // gets everything that the loop saw and did; nil: nobody records
 
 	// Log must not block (package asynclog): the loop writes to it. LogDropped counts what it had to drop for that.
 	Log        *slog.Logger

@@ -75,6 +75,7 @@ func (l *loop) restoreClasses() (removed int, errs []error) {
 
 // recordClasses counts outcomes, logs them with what led to them, and reports whether limits were written because of the plan.
 func (l *loop) recordClasses(outcomes []knob.ClassOutcome, why ...control.Note) (wrote bool) {
+	l.o.Recorder.Classes(outcomes)
 	for i := range outcomes {
 		o := &outcomes[i]
 		l.classWrites[classResource(o.Resource)][o.Result]++

@@ -187,12 +187,17 @@ func (l *loop) onTick(due uint64) {
 	l.o.Instruments.Overruns.Add(due - 1)
 	l.snapshot = l.o.Collector.Tick()
 	l.mayAct(start)
+	if l.o.Recorder.WantsState() {
+		l.o.Recorder.State(l.decide.Checkpoint)
+	}
 	l.step(l.snapshot)
 	l.scanClasses()
 	l.windows.add(l.snapshot)
 	if start-l.rounds >= roundsEvery {
 		l.rounds = start
-		l.record(l.o.Executor.Audit())
+		found := l.o.Executor.Audit()
+		l.record(found)
+		l.o.Recorder.Audit(found)
 		l.auditClasses()
 		l.report()
 		l.shareBaselines(start)
@@ -287,16 +292,20 @@ func (l *loop) look() {
 func (l *loop) step(s *signal.Snapshot) (wrote bool) {
 	if l.policy.compiled == nil {
 		l.setBounds(policy.Objectives{}, nil)
-		wrote = l.record(l.o.Executor.Apply(nil, actuate.Policy{}))
-		return l.declassify() || wrote
+		outcomes := l.o.Executor.Apply(nil, actuate.Policy{})
+		wrote = l.record(outcomes)
+		wrote = l.declassify() || wrote
+		l.o.Recorder.Step(s, nil, nil, outcomes)
+		return wrote
 	}
 	d := l.decide.Step(s, l.policy.compiled)
 	if s.Trigger == signal.Tick {
 		l.last = d
 		l.setBounds(d.Spec.Objectives, d.Class) // a window of the policy may have opened or closed
 	}
+	var outcomes []knob.Outcome
 	if l.acting {
-		outcomes := l.o.Executor.Apply(d.Plan, actuate.Policy{Edits: d.Spec.Safety.ExternalEdits})
+		outcomes = l.o.Executor.Apply(d.Plan, actuate.Policy{Edits: d.Spec.Safety.ExternalEdits})
 		wrote = l.record(outcomes, d.Notes...)
 		wrote = l.classify(&d) || wrote
 	}
@@ -306,6 +315,7 @@ func (l *loop) step(s *signal.Snapshot) (wrote bool) {
 	if err := l.poller.SetAlarm(d.Wake); err != nil {
 		l.o.Log.Warn("alarm", "error", err)
 	}
+	l.o.Recorder.Step(s, l.policy.compiled, &d, outcomes) // last: the write must not wait for it
 	return wrote
 }
 
@@ -423,6 +433,7 @@ func (l *loop) restore() error {
 	}
 	outcomes := l.o.Executor.RestoreAll()
 	l.record(outcomes)
+	l.o.Recorder.Audit(outcomes)
 	groups, classErrs := l.restoreClasses()
 	if b := l.decide.Baselines(); len(b.Workloads) > 0 {
 		l.baselines <- &b // waits for the writer, for there is no next time

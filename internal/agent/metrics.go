@@ -38,6 +38,9 @@ func (l *loop) metrics() *server.Metrics {
 		Loop: server.LoopMetrics{Realtime: l.guard.Class() == sched.ClassRealtime, Demotions: l.guard.Demotions, LogDropped: l.o.LogDropped()},
 	}
 	m.Loop.DecisionsDropped, m.Loop.DecisionsUnsaved = l.o.Decisions.Lost()
+	if r := l.o.Recorder; r != nil {
+		m.Recording = server.RecordingMetrics(r.Stats())
+	}
 	if p.compiled != nil {
 		m.Policy.Name, m.Policy.ID = p.compiled.Name(), p.compiled.ID()
 	}

@@ -92,6 +92,7 @@ type plant struct {
 	deaf    bool          // nothing of the run queue is read any more
 	heard   time.Duration // when it last was
 	twin    *State        // sees the same, and has to decide the same
+	reborn  bool          // the twin is made anew from a checkpoint before each step
 }
 
 // home is the job's group.
@@ -235,6 +236,9 @@ func (p *plant) run(d time.Duration) int {
 
 // decide takes one step of the brain, checks what must always hold, and applies the plan.
 func (p *plant) decide() {
+	if p.reborn {
+		p.twin = rebirth(p.t, p.brain)
+	}
 	d := p.brain.Step(&p.snap, p.pol)
 	if p.twin != nil {
 		p.snap.PodsGen = 1

@@ -126,8 +126,7 @@ func attribute(v *View, victim int, c signal.Culprit) (part Part, pod int) {
 }
 
 // cpu judges the run-queue wait.
-func (s *State) cpu(v *View, i int, t *track) Verdict {
-	vd := Verdict{Axis: CPU}
+func (s *State) cpu(v *View, i int, t *track, vd *Verdict) {
 	vd.Objective = v.Spec.Objectives.CPUWaitP99.D()
 	r := freshness(v, v.Containers[i].Wait.At)
 	if !v.Node.Caps.RunQueue {
@@ -135,7 +134,7 @@ func (s *State) cpu(v *View, i int, t *track) Verdict {
 	}
 	if r != None {
 		vd.Level, vd.Reason = Unknown, r
-		return vd
+		return
 	}
 
 	w, j := &t.waits, &v.Spec.Judge
@@ -148,16 +147,15 @@ func (s *State) cpu(v *View, i int, t *track) Verdict {
 		vd.Reason = FewSamples
 		if vd.Samples > 0 && w.all.Floor() > vd.Objective {
 			vd.Level = Watch
-			s.attribute(v, w, &vd)
+			s.attribute(v, w, vd)
 		}
-		return vd
+		return
 	}
 	vd.Level = grade(int64(vd.P99), int64(vd.Objective), j)
 	if vd.Level != OK {
-		s.attribute(v, w, &vd)
-		s.explain(j, &vd)
+		s.attribute(v, w, vd)
+		s.explain(j, vd)
 	}
-	return vd
 }
 
 // attribute fills in where the window's waits went.

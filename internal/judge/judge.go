@@ -176,14 +176,20 @@ func (s *State) fold(v *View, i int, t *track, w time.Duration) {
 func (s *State) judge(v *View, i int, t *track) {
 	o, c := &v.Spec.Objectives, &v.Containers[i]
 	if o.CPUWaitP99 > 0 {
-		s.append(v, i, t, s.cpu(v, i, t))
+		vd := s.next(v, i, CPU)
+		s.cpu(v, i, t, vd)
+		settle(v, t, vd)
 	}
 	if v.Node.Caps.GroupPSI {
 		if o.MemoryStallPercent > 0 {
-			s.append(v, i, t, stall(v, Memory, c.PSI.At, &t.memory, o.MemoryStallPercent))
+			vd := s.next(v, i, Memory)
+			stall(v, vd, c.PSI.At, &t.memory, o.MemoryStallPercent)
+			settle(v, t, vd)
 		}
 		if o.IOStallPercent > 0 {
-			s.append(v, i, t, stall(v, IO, c.PSI.At, &t.io, o.IOStallPercent))
+			vd := s.next(v, i, IO)
+			stall(v, vd, c.PSI.At, &t.io, o.IOStallPercent)
+			settle(v, t, vd)
 		}
 	}
 	if v.Node.Caps.Perf && o.CPIRisePercent > 0 {
@@ -191,9 +197,27 @@ func (s *State) judge(v *View, i int, t *track) {
 	}
 }
 
+// next appends an empty verdict, to be filled in where it lies: verdicts are large, and there are hundreds of them a tick. It is valid until the
+// next one is appended.
+func (s *State) next(v *View, i int, axis Axis) *Verdict {
+	n := len(s.verdicts)
+	if n < cap(s.verdicts) {
+		s.verdicts = s.verdicts[:n+1]
+		s.verdicts[n] = Verdict{}
+	} else {
+		s.verdicts = append(s.verdicts, Verdict{})
+	}
+	vd := &s.verdicts[n]
+	vd.Sample, vd.Pod, vd.Axis = i, v.Containers[i].Pod, axis
+	return vd
+}
+
+// settle notes since when the verdict's level has held.
+func settle(v *View, t *track, vd *Verdict) { vd.Since = t.levels[vd.Axis].reach(vd.Level, v.Now) }
+
 func (s *State) append(v *View, i int, t *track, vd Verdict) {
 	vd.Sample, vd.Pod = i, v.Containers[i].Pod
-	vd.Since = t.levels[vd.Axis].reach(vd.Level, v.Now)
+	settle(v, t, &vd)
 	s.verdicts = append(s.verdicts, vd)
 }
 
@@ -220,11 +244,10 @@ func grade(value, objective int64, j *policy.Judge) Level {
 }
 
 // stall judges a PSI total. Nobody is named: pressure does not say whose it is.
-func stall(v *View, axis Axis, at time.Duration, w *sums, percent float64) Verdict {
-	vd := Verdict{Axis: axis}
+func stall(v *View, vd *Verdict, at time.Duration, w *sums, percent float64) {
 	if r := freshness(v, at); r != None {
 		vd.Level, vd.Reason = Unknown, r
-		return vd
+		return
 	}
 	vd.Window = w.covered
 	vd.StallPermille = permille(w.all[0], w.all[1])
@@ -233,5 +256,4 @@ func stall(v *View, axis Axis, at time.Duration, w *sums, percent float64) Verdi
 	if vd.Level != OK {
 		vd.Reason = Pressure
 	}
-	return vd
 }

@@ -13,6 +13,7 @@ import (
 // may be shared.
 type Compiled struct {
 	id     string
+	forced Mode // by WithMode; "": none
 	policy Policy
 	always Spec      // outside of every window
 	opened []variant // one for each window, in their order
@@ -118,6 +119,7 @@ func (c *Compiled) open(wall time.Time) *variant {
 // WithMode is the policy with a mode that holds always, whatever its windows say. Its ID stays.
 func (c *Compiled) WithMode(m Mode) *Compiled {
 	d := *c
+	d.forced = m
 	d.policy.Spec.Mode = m
 	d.always.Mode = m
 	d.opened = slices.Clone(c.opened)

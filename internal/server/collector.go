@@ -76,6 +76,11 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	e.count(c.logDropped, m.Loop.LogDropped)
 	e.count(c.decisionsLost, m.Loop.DecisionsDropped, "queue-full")
 	e.count(c.decisionsLost, m.Loop.DecisionsUnsaved, "disk")
+	e.count(c.recordSteps, m.Recording.Steps)
+	e.count(c.recordDropped, m.Recording.Dropped)
+	e.count(c.recordBytes, m.Recording.Bytes)
+	e.count(c.recordFailures, m.Recording.Failures)
+	e.value(c.recordDisk, float64(m.Recording.DiskBytes))
 }
 
 // collectLoop shows what needs no answer from the loop, so that it can still be seen when the loop hangs.

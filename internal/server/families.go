@@ -45,6 +45,8 @@ type families struct {
 	tick, overruns, events, reaction, realtime, demotions  *family
 	rdt                                                    rdtFamilies
 	decisionsLost                                          *family
+	recordSteps, recordDropped, recordBytes                *family
+	recordFailures, recordDisk                             *family
 	logDropped, snapshotSuccess, blameDropped, buildInfo   *family
 }
 
@@ -136,6 +138,14 @@ func newFamilies() *families {
 	f.logDropped = f.add(counter, "log_dropped_total", "Log records that were dropped because nobody read the log fast enough.", "1")
 	f.decisionsLost = f.add(counter, "decision_log_lost_total",
 		"Entries of the decision log that were lost: queue-full (in no place), disk (in memory, but in no file).", "2", "cause")
+
+	f.section = "Recording (--record)"
+	f.recordSteps = f.add(counter, "record_steps_total", "Steps of the loop that were recorded.", "1")
+	f.recordDropped = f.add(counter, "record_dropped_total",
+		"Steps that are missing in the recording, because its queue was full or the disk refused.", "1")
+	f.recordBytes = f.add(counter, "record_bytes_total", "Bytes of recordings written.", "1")
+	f.recordFailures = f.add(counter, "record_failures_total", "Times that the disk refused the recording; it is tried again.", "1")
+	f.recordDisk = f.add(gauge, "record_disk_bytes", "Bytes that recordings take in their directory, never more than --record-max-mib.", "1")
 
 	f.section = "The kernel side"
 	f.capability = f.add(gauge, "capability",

@@ -137,6 +137,7 @@ func fixture() *fakeProvider {
 		Programs:     []ProgramMetrics{{Name: "sched_switch", RunNS: 65_000_000, Runs: 1_000_000}},
 		Lost:         Lost{Events: 1, ShortWalks: 3},
 		ReadErrors:   map[string]uint64{"memory": 2},
+		Recording:    RecordingMetrics{Steps: 900, Dropped: 3, Bytes: 70000, Failures: 1, DiskBytes: 65536},
 		PodRDT: []PodRDTMetrics{
 			{Namespace: "shop", Pod: "web", Class: policy.Online, Monitored: true, OccupancyBytes: 2 << 20, Bytes: 1e9, Local: 9e8},
 			{Namespace: "batch", Pod: "spark", Class: policy.Offline, Monitored: true, OccupancyBytes: 18 << 20, Bytes: 9e9, Local: 9e9, Ways: 2, MB: 50},

@@ -39,6 +39,8 @@ type Metrics struct {
 
 	Source SourceMetrics
 	Loop   LoopMetrics
+
+	Recording RecordingMetrics
 }
 
 // ContainerMetrics is one container of a pod that the policy classified as online or offline; rows of other classes are ignored.
@@ -151,6 +153,14 @@ type LoopMetrics struct {
 
 	DecisionsDropped uint64 // entries of the decision log that found its queue full
 	DecisionsUnsaved uint64 // entries that are in no file because the disk took nothing
+}
+
+// RecordingMetrics is the recording of what the loop saw and did; zero if there is none.
+type RecordingMetrics struct {
+	Steps, Dropped uint64
+	Bytes          uint64 // written
+	Failures       uint64 // times that the disk refused
+	DiskBytes      int64  // taken by all recordings in the directory
 }
 
 // SignalNames are the kinds of measurement that can fail or grow stale; each has a series from the start.

@@ -1,0 +1,947 @@
+package trace
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"os"
+	"slices"
+	"time"
+	"unsafe"
+
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/qos-agent/qos-agent/internal/decide"
+	"github.com/qos-agent/qos-agent/internal/policy"
+	"github.com/qos-agent/qos-agent/internal/signal"
+	"github.com/qos-agent/qos-agent/internal/wire"
+)
+
+// Reader reads one file, front to back or from a place found by time. It keeps one frame in memory. It is not safe for concurrent use.
+type Reader struct {
+	name   string
+	in     io.ReaderAt
+	closer io.Closer
+	size   int64
+	zstd   *zstd.Decoder
+	info   Info
+	plan   plan
+	index  []IndexEntry
+	closed bool // the file has an index
+	torn   error
+
+	policies []*policy.Compiled // by index, from 1
+
+	// Where we are.
+	offset   int64 // of the next frame
+	frames   int   // the number of the next frame
+	header   frameHeader
+	at       int64 // of the frame that is being read
+	left     uint32
+	s        source
+	buf      []byte
+	streams  [numStreams][]byte
+	hasBase  bool
+	state    []byte
+	hasState bool
+
+	base       base
+	containers []signal.ContainerSample // of the last tick, with waits
+	spare      []signal.ContainerSample
+	quiet      []signal.ContainerSample // the same without waits, for events
+	isQuiet    bool
+	own        []signal.ContainerSample // an event's own
+	buckets    []signal.Bucket
+	blame      []signal.Blame
+	events     []signal.WaitEvent
+	zones      map[zone]*time.Location
+	digest     Digest
+	decided    decide.Decision // the kept fields
+	snaps      [2]signal.Snapshot
+	step       Step
+}
+
+type zone struct {
+	name   string
+	offset int
+}
+
+// plan is how to read what this file's writer wrote.
+type plan struct {
+	container, node, lost, event *recordType
+	pod, outcome, whole          *wire.Decoder
+	decision                     []readField
+	ours                         []decisionField
+	missing, dropped             []string
+}
+
+// readField is a field of a decision in the file's order.
+type readField struct {
+	index  int // in our order; -1: we do not know it
+	offset uintptr
+	d      *wire.Decoder // nil: only a digest
+	known  bool
+}
+
+// Open opens a file. The error is a *FormatError, or one of the operating system.
+func Open(file string) (*Reader, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	st, err := f.Stat()
+	if err == nil && st.IsDir() {
+		err = &FormatError{File: file, Frame: -1, Err: fmt.Errorf("%w: it is a directory", ErrNotTrace)}
+	}
+	var r *Reader
+	if err == nil {
+		r, err = NewReader(file, f, st.Size())
+	}
+	if err != nil {
+		_ = f.Close() // only read from
+		return nil, err
+	}
+	r.closer = f
+	return r, nil
+}
+
+// NewReader reads size bytes of in; name is for messages.
+func NewReader(name string, in io.ReaderAt, size int64) (*Reader, error) {
+	z, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxRaw), zstd.WithDecodeAllCapLimit(true))
+	if err != nil {
+		return nil, fmt.Errorf("trace: %w", err)
+	}
+	r := &Reader{name: name, in: in, size: size, zstd: z, offset: preambleLen, zones: map[zone]*time.Location{}}
+	first := make([]byte, min(preambleLen, size))
+	if _, err := in.ReadAt(first, 0); err != nil && !errors.Is(err, io.EOF) {
+		return nil, r.fail(-1, 0, err)
+	}
+	if err := checkPreamble(first); err != nil {
+		return nil, r.fail(-1, 0, err)
+	}
+	payload, err := r.read()
+	if err == io.EOF || err == nil && r.header.kind != frameInfo {
+		err = r.fail(0, preambleLen, errors.New("the facts about the node are missing"))
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(payload, &r.info); err != nil {
+		return nil, r.fail(0, r.at, fmt.Errorf("facts about the node: %w", err))
+	}
+	if r.plan, err = newPlan(&r.info.Schema); err != nil {
+		return nil, r.fail(0, r.at, err)
+	}
+	r.digest = make(Digest, len(r.plan.ours))
+	if err := r.loadIndex(); err != nil {
+		return nil, err
+	}
+	if err := r.loadPolicies(); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// Close lets go of the file and the memory for decompression.
+func (r *Reader) Close() error {
+	r.zstd.Close()
+	if r.closer != nil {
+		return r.closer.Close()
+	}
+	return nil
+}
+
+// Name is the file's name.
+func (r *Reader) Name() string { return r.name }
+
+// Size is the file's size in bytes.
+func (r *Reader) Size() int64 { return r.size }
+
+// Pos is how many bytes have been read, for progress bars.
+func (r *Reader) Pos() int64 { return r.offset }
+
+// Info is what the file says about itself.
+func (r *Reader) Info() *Info { return &r.info }
+
+// Missing are fields that the writer did not record, since it was an older version: they are zero. Dropped are those that it recorded
+// and that this version does not know.
+func (r *Reader) Missing() []string { return r.plan.missing }
+
+// Dropped: see Missing.
+func (r *Reader) Dropped() []string { return r.plan.dropped }
+
+// Complete reports whether the file was closed by its writer. If not, the writer is still at it, or was killed.
+func (r *Reader) Complete() bool { return r.closed }
+
+// Torn says what was wrong with the end of the file, if it ended in the middle of a frame. It is known when Next has returned io.EOF.
+func (r *Reader) Torn() error { return r.torn }
+
+// Index is where reading may begin.
+func (r *Reader) Index() []IndexEntry { return r.index }
+
+// Policies are all that the file refers to.
+func (r *Reader) Policies() []*policy.Compiled { return r.policies }
+
+// Range is the time of the first step and, as far as it can be told without reading everything, of the last.
+func (r *Reader) Range() (first, last time.Time, err error) {
+	var h frameHeader
+	found := false
+	for _, e := range r.index {
+		if e.Policy {
+			continue
+		}
+		if first.IsZero() {
+			first = time.Unix(0, e.Wall)
+		}
+		h, found = frameHeader{}, true
+	}
+	if !found {
+		return first, last, nil
+	}
+	for offset := r.index[len(r.index)-1].Offset; ; {
+		if err := r.peek(offset, &h); err != nil {
+			return first, last, nil // the torn end, or the end
+		}
+		if h.kind == frameSteps {
+			last = time.Unix(0, h.lastWall)
+		}
+		offset += headerLen + int64(h.length)
+	}
+}
+
+func (r *Reader) fail(frame int, offset int64, err error) error {
+	return &FormatError{File: r.name, Frame: frame, Offset: offset, Err: err}
+}
+
+// peek reads the header at an offset.
+func (r *Reader) peek(offset int64, h *frameHeader) error {
+	var b [headerLen]byte
+	if _, err := r.in.ReadAt(b[:], offset); err != nil {
+		return err
+	}
+	return h.parse(b[:])
+}
+
+// read reads the next frame. It returns io.EOF at the end of the file, be it torn or not.
+func (r *Reader) read() ([]byte, error) {
+	r.at = r.offset
+	frame := r.frames
+	if r.size-r.offset < headerLen {
+		if r.size > r.offset && !r.closed {
+			r.torn = r.fail(frame, r.offset, fmt.Errorf("the file ends %d bytes into a frame", r.size-r.offset))
+		}
+		return nil, io.EOF
+	}
+	err := r.peek(r.offset, &r.header)
+	if err != nil {
+		return nil, r.damaged(frame, err)
+	}
+	n := int64(r.header.length)
+	if r.offset+headerLen+n > r.size {
+		return nil, r.damaged(frame, fmt.Errorf("the file ends %d bytes into a frame of %d", r.size-r.offset, headerLen+n))
+	}
+	if int64(cap(r.buf)) < n {
+		r.buf = make([]byte, n+n/4)
+	}
+	b := r.buf[:n]
+	if _, err := r.in.ReadAt(b, r.offset+headerLen); err != nil {
+		return nil, r.fail(frame, r.offset, err)
+	}
+	if crc32.Checksum(b, castagnoli) != r.header.crc {
+		return nil, r.damaged(frame, errChecksum)
+	}
+	r.offset += headerLen + n
+	r.frames++
+	return b, nil
+}
+
+// damaged tells a torn end, after which nothing sensible follows, from damage in the middle.
+func (r *Reader) damaged(frame int, err error) error {
+	next := int64(-1)
+	if !r.closed {
+		if next = r.resync(r.offset + 4); next < 0 {
+			r.torn = r.fail(frame, r.offset, err)
+			r.offset = r.size
+			return io.EOF
+		}
+		err = fmt.Errorf("%w; the next frame that can be read is at byte %d", err, next)
+	}
+	return r.fail(frame, r.offset, err)
+}
+
+// resync finds the next whole frame from an offset on, or -1.
+func (r *Reader) resync(from int64) int64 {
+	const step = 64 << 10
+	mark := binary.LittleEndian.AppendUint32(nil, syncWord)
+	buf := make([]byte, step+headerLen)
+	for ; from < r.size; from += step {
+		n, _ := r.in.ReadAt(buf, from) // a short read is the end
+		for i := 0; i+headerLen <= n; {
+			k := bytes.Index(buf[i:n], mark)
+			if k < 0 {
+				break
+			}
+			i += k
+			var h frameHeader
+			if i+headerLen <= n && h.parse(buf[i:]) == nil && r.whole(from+int64(i), &h) {
+				return from + int64(i)
+			}
+			i++
+		}
+	}
+	return -1
+}
+
+func (r *Reader) whole(offset int64, h *frameHeader) bool {
+	if offset+headerLen+int64(h.length) > r.size {
+		return false
+	}
+	b := make([]byte, h.length)
+	_, err := r.in.ReadAt(b, offset+headerLen)
+	return err == nil && crc32.Checksum(b, castagnoli) == h.crc
+}
+
+// loadIndex reads the index, or makes one of the headers of a file that was not closed.
+func (r *Reader) loadIndex() error {
+	var t [trailerLen]byte
+	if r.size >= preambleLen+headerLen+trailerLen {
+		if _, err := r.in.ReadAt(t[:], r.size-trailerLen); err != nil {
+			return r.fail(-1, r.size-trailerLen, err)
+		}
+	}
+	if string(t[8:]) != trailerMagic {
+		r.scan()
+		return nil
+	}
+	r.closed = true
+	at := int64(binary.LittleEndian.Uint64(t[:]))
+	var h frameHeader
+	if at < preambleLen || at > r.size-headerLen-trailerLen {
+		return r.fail(-1, r.size-trailerLen, errors.New("the trailer points outside of the file"))
+	}
+	if err := r.peek(at, &h); err != nil || h.kind != frameIndex || at+headerLen+int64(h.length)+trailerLen != r.size {
+		return r.fail(-1, at, errors.New("there is no index where the trailer says"))
+	}
+	b := make([]byte, h.length)
+	if _, err := r.in.ReadAt(b, at+headerLen); err != nil {
+		return r.fail(-1, at, err)
+	}
+	if crc32.Checksum(b, castagnoli) != h.crc {
+		return r.fail(-1, at, fmt.Errorf("index: %w", errChecksum))
+	}
+	s := wire.NewSource(b, maxMemory)
+	n := s.Count(4)
+	for range n {
+		e := IndexEntry{Offset: int64(s.Uvarint()), Seq: s.Uvarint()}
+		flags := s.Byte()
+		e.State, e.Policy, e.Wall = flags&1 != 0, flags&2 != 0, s.Varint()
+		if e.Offset < preambleLen || e.Offset >= at {
+			s.Fail(errors.New("an entry points outside of the file"))
+		}
+		r.index = append(r.index, e)
+	}
+	if s.Err() != nil {
+		return r.fail(-1, at, fmt.Errorf("index: %w", s.Err()))
+	}
+	return nil
+}
+
+// scan makes the index from headers. It ends at the first that cannot be read; Next will say why.
+func (r *Reader) scan() {
+	var h frameHeader
+	for offset := r.offset; r.peek(offset, &h) == nil; offset += headerLen + int64(h.length) {
+		switch {
+		case h.kind == framePolicy:
+			r.index = append(r.index, IndexEntry{Offset: offset, Policy: true})
+		case h.kind == frameState:
+			r.index = append(r.index, IndexEntry{Offset: offset, Seq: h.seq, Wall: h.firstWall, State: true})
+		case h.kind == frameSteps && h.flags&flagKey != 0:
+			if n := len(r.index); n == 0 || !r.index[n-1].State || r.index[n-1].Seq != h.seq {
+				r.index = append(r.index, IndexEntry{Offset: offset, Seq: h.seq, Wall: h.firstWall})
+			}
+		}
+	}
+}
+
+func (r *Reader) loadPolicies() error {
+	was, frames := r.offset, r.frames
+	for _, e := range r.index {
+		if !e.Policy {
+			continue
+		}
+		if len(r.policies) >= maxPolicies {
+			return r.fail(-1, e.Offset, fmt.Errorf("more than %d policies", maxPolicies))
+		}
+		r.offset = e.Offset
+		b, err := r.read()
+		if err == nil && r.header.kind != framePolicy {
+			err = r.fail(-1, e.Offset, fmt.Errorf("a frame of kind %s where the index has a policy", r.header.kind))
+		}
+		if err == io.EOF {
+			break // the torn end
+		} else if err != nil {
+			return err
+		}
+		p, err := policy.Import(b)
+		if err != nil {
+			return r.fail(-1, e.Offset, err)
+		}
+		r.policies = append(r.policies, p)
+	}
+	r.offset, r.frames, r.torn = was, frames, nil
+	return nil
+}
+
+// Seek makes the next step the first of the last place in the index that is not after t: at or up to a minute before t. With state it goes to
+// a place with a checkpoint. Before the first of them, it goes to the first.
+func (r *Reader) Seek(t time.Time, state bool) error {
+	var found *IndexEntry
+	for i := range r.index {
+		e := &r.index[i]
+		if e.Policy || state && !e.State {
+			continue
+		}
+		if found == nil || e.Wall <= t.UnixNano() {
+			found = e
+		}
+	}
+	if found == nil {
+		return r.fail(-1, 0, errors.New("there is no place in it to begin at"))
+	}
+	r.jump(found.Offset)
+	return nil
+}
+
+func (r *Reader) jump(offset int64) {
+	r.offset, r.frames = offset, -1 // frames are not counted after a jump
+	r.left, r.hasBase, r.hasState, r.torn = 0, false, false, nil
+}
+
+// Next reads a step, or returns io.EOF. What it returns is valid until the next call.
+func (r *Reader) Next() (*Step, error) {
+	for r.left == 0 {
+		b, err := r.read()
+		if err != nil {
+			return nil, err
+		}
+		switch r.header.kind {
+		case frameSteps:
+			if err := r.open(b); err != nil {
+				return nil, r.fail(r.frames-1, r.at, err)
+			}
+		case frameState:
+			if r.state, err = r.unpackOne(r.state, b); err != nil {
+				return nil, r.fail(r.frames-1, r.at, fmt.Errorf("checkpoint: %w", err))
+			}
+			r.hasState = true
+		case frameIndex:
+			r.offset = r.size
+			return nil, io.EOF
+		case frameInfo, framePolicy: // known already
+		default:
+			return nil, r.fail(r.frames-1, r.at, fmt.Errorf("a frame of %s, which is not known", r.header.kind))
+		}
+	}
+	r.left--
+	err := r.decode()
+	if err == nil {
+		err = r.s.err()
+	}
+	if err == nil && r.left == 0 && r.s.left() != 0 {
+		err = errors.New("there is more in it than its steps")
+	}
+	if err != nil {
+		return nil, r.fail(r.frames-1, r.at, fmt.Errorf("step %d of %d: %w", r.header.steps-r.left, r.header.steps, err))
+	}
+	return &r.step, nil
+}
+
+// open takes a frame of steps apart.
+func (r *Reader) open(b []byte) error {
+	if r.header.flags&flagKey != 0 {
+		r.base = base{}
+		r.containers, r.isQuiet, r.hasBase = r.containers[:0], false, true
+		for i := range r.digest {
+			r.digest[i] = 0
+		}
+	}
+	if !r.hasBase {
+		return errors.New("it continues frames that were not read")
+	}
+	src := wire.NewSource(b, 0)
+	for i := range r.streams {
+		var err error
+		if r.streams[i], err = r.unpack(r.streams[i], &src); err != nil {
+			return err
+		}
+	}
+	if src.Left() != 0 {
+		return errors.New("there is more in it than its streams")
+	}
+	r.s = source{ctl: wire.NewSource(r.streams[0], 0), val: wire.NewSource(r.streams[1], 0), hist: wire.NewSource(r.streams[2], 0),
+		rare: wire.NewSource(r.streams[3], maxMemory)}
+	if r.header.steps == 0 || int(r.header.steps) > len(r.streams[0]) {
+		return fmt.Errorf("%d steps in %d bytes", r.header.steps, len(r.streams[0]))
+	}
+	r.left = r.header.steps
+	return nil
+}
+
+func (r *Reader) unpackOne(dst, b []byte) ([]byte, error) {
+	src := wire.NewSource(b, 0)
+	dst, err := r.unpack(dst, &src)
+	if err == nil && src.Left() != 0 {
+		err = errors.New("there is more in it than it says")
+	}
+	return dst, err
+}
+
+func (r *Reader) unpack(dst []byte, src *wire.Source) ([]byte, error) {
+	raw, packed := src.Uvarint(), src.Uvarint()
+	if packed == 0 {
+		dst = append(dst[:0], src.Bytes(int(min(raw, maxRaw)))...)
+		return dst, src.Err()
+	}
+	if raw > maxRaw {
+		return dst, fmt.Errorf("%d bytes: no more than %d are believed", raw, maxRaw)
+	}
+	b := src.Bytes(int(min(packed, maxRaw)))
+	if src.Err() != nil {
+		return dst, src.Err()
+	}
+	if uint64(cap(dst)) < raw {
+		// What is claimed is only believed as far as the compressed bytes could possibly hold it.
+		if raw > 1<<20 && raw > uint64(len(b))*20_000 {
+			return dst, fmt.Errorf("%d bytes out of %d", raw, len(b))
+		}
+		dst = make([]byte, 0, raw+raw/4)
+	}
+	out, err := r.zstd.DecodeAll(b, dst[:0:raw])
+	if err != nil {
+		return dst, fmt.Errorf("decompress: %w", err)
+	}
+	if uint64(len(out)) != raw {
+		return dst, fmt.Errorf("%d bytes after decompression, not %d", len(out), raw)
+	}
+	return out, nil
+}
+
+// decode reads one step.
+func (r *Reader) decode() error {
+	s, b := &r.s, &r.base
+	step := &r.step
+	*step = Step{Outcomes: step.Outcomes[:0]}
+	if r.hasState {
+		step.State, r.hasState = r.state, false
+	}
+	flags := s.ctl.Uvarint()
+	if flags >= stepFlags {
+		return fmt.Errorf("flags %#x are not known", flags)
+	}
+	event := flags&stepEvent != 0
+	r.snaps[0], r.snaps[1] = r.snaps[1], r.snaps[0]
+	snap := &r.snaps[0]
+	*snap = signal.Snapshot{}
+
+	snap.Seq = b.seq + 1
+	if flags&stepSeq != 0 {
+		snap.Seq = s.val.Uvarint()
+	}
+	passed := s.val.Varint()
+	snap.Now = b.now + time.Duration(passed)
+	wall := b.wall + passed + s.val.Varint()
+	if !event && b.ticked != 0 {
+		snap.Elapsed = snap.Now - b.ticked
+	}
+	if flags&stepElapsed != 0 {
+		snap.Elapsed = time.Duration(s.val.Varint())
+	}
+	snap.PodsGen = b.podsGen
+	if flags&stepGen != 0 {
+		snap.PodsGen += uint64(s.val.Varint())
+	}
+	if flags&stepNode != 0 {
+		r.record(r.plan.node, unsafe.Pointer(&b.node), snap.Now)
+	}
+	if flags&stepLost != 0 {
+		r.record(r.plan.lost, unsafe.Pointer(&b.lost), snap.Now)
+	}
+	if flags&stepZone != 0 {
+		b.zone, b.zoneOffset = r.text(), int(s.rare.Varint())
+		if b.zoneOffset < -24*3600 || b.zoneOffset > 24*3600 {
+			return errors.New("a time zone of more than a day")
+		}
+	}
+	snap.Wall = time.Unix(0, wall).In(r.location(b.zone, b.zoneOffset))
+	if flags&stepPolicy != 0 {
+		b.policy = s.rare.Uvarint()
+	}
+	if b.policy > uint64(len(r.policies)) {
+		return fmt.Errorf("policy %d of %d", b.policy, len(r.policies))
+	}
+	if b.policy > 0 {
+		step.Policy = r.policies[b.policy-1]
+	}
+	if flags&stepDropped != 0 {
+		step.Dropped = s.rare.Uvarint()
+	}
+	if flags&stepPods != 0 {
+		if err := r.podList(); err != nil {
+			return err
+		}
+	}
+	if flags&stepEvents != 0 {
+		r.readEvents(snap.Now)
+		snap.Events = r.events
+	}
+	if event {
+		snap.Trigger = signal.Event
+	}
+	switch {
+	case flags&stepContainers != 0:
+		if err := r.ownContainers(); err != nil {
+			return err
+		}
+		snap.Containers = r.own
+	case event:
+		snap.Containers = r.quietContainers()
+	default:
+		if flags&stepRoster != 0 {
+			if err := r.roster(); err != nil {
+				return err
+			}
+		}
+		if err := r.readContainers(snap); err != nil {
+			return err
+		}
+		snap.Containers = r.containers
+		b.ticked = snap.Now
+	}
+	if step.Policy != nil {
+		if flags&stepValues != 0 {
+			if err := r.decision(); err != nil {
+				return err
+			}
+		}
+		step.Decision, step.Digest = r.decided, r.digest
+	}
+	if flags&stepOutcomes != 0 {
+		if err := r.outcomes(); err != nil {
+			return err
+		}
+	}
+	b.seq, b.now, b.wall, b.podsGen = snap.Seq, snap.Now, wall, snap.PodsGen
+	snap.Node, snap.Lost, snap.Pods = b.node, b.lost, b.pods
+	step.Snapshot = snap
+	return r.validate(snap)
+}
+
+// validate keeps indexes that lead nowhere from whoever uses the snapshot.
+func (r *Reader) validate(snap *signal.Snapshot) error {
+	for i := range snap.Events {
+		if v := snap.Events[i].Victim; v < 0 || v >= len(snap.Containers) {
+			return fmt.Errorf("event %d is about container %d of %d", i, v, len(snap.Containers))
+		}
+	}
+	return nil
+}
+
+func (r *Reader) text() string {
+	return string(r.s.rare.Bytes(r.s.rare.Count(1)))
+}
+
+func (r *Reader) location(name string, offset int) *time.Location {
+	if name == "UTC" && offset == 0 {
+		return time.UTC
+	}
+	z := zone{name, offset}
+	loc := r.zones[z]
+	if loc == nil {
+		loc = time.FixedZone(name, offset)
+		if len(r.zones) < 64 { // there are two a year
+			r.zones[z] = loc
+		}
+	}
+	return loc
+}
+
+func (r *Reader) record(t *recordType, p unsafe.Pointer, now time.Duration) {
+	mask := r.s.ctl.Byte()
+	for i := 0; mask != 0; i, mask = i+1, mask>>1 {
+		if mask&1 == 0 {
+			continue
+		}
+		if i >= len(t.parts) {
+			r.s.ctl.Fail(errors.New("a part that the schema does not know has changed"))
+			return
+		}
+		t.parts[i].decode(&r.s, p, uint64(now))
+	}
+}
+
+func (r *Reader) podList() error {
+	b := &r.base
+	n := r.s.rare.Count(1)
+	if n > maxPods {
+		return fmt.Errorf("%d pods", n)
+	}
+	pods := make([]signal.Pod, n) // a new list: whoever has the old one keeps it
+	next := 0
+	for i := range pods {
+		ref := r.s.rare.Uvarint()
+		if ref == 0 {
+			if err := r.plan.pod.Decode(&r.s.rare, unsafe.Pointer(&pods[i])); err != nil {
+				return err
+			}
+			continue
+		}
+		k := next + int(wire.Unzigzag(ref-1))
+		if k < 0 || k >= len(b.pods) {
+			return fmt.Errorf("pod %d was not there before", k)
+		}
+		pods[i] = b.pods[k]
+		next = k + 1
+	}
+	b.pods = pods
+	return nil
+}
+
+func (r *Reader) readEvents(now time.Duration) {
+	n := r.s.rare.Uvarint()
+	if n > min(maxEvents, uint64(r.s.ctl.Left())) { // each has a byte there
+		r.s.ctl.Fail(wire.ErrShort)
+		return
+	}
+	r.events = r.events[:0]
+	for range n {
+		r.events = append(r.events, signal.WaitEvent{})
+		r.record(r.plan.event, unsafe.Pointer(&r.events[len(r.events)-1]), now)
+	}
+}
+
+func (r *Reader) ownContainers() error {
+	n := r.s.rare.Count(1)
+	if n > maxContainers {
+		return fmt.Errorf("%d containers", n)
+	}
+	r.own = make([]signal.ContainerSample, n)
+	for i := range r.own {
+		if err := r.plan.whole.Decode(&r.s.rare, unsafe.Pointer(&r.own[i])); err != nil {
+			return err
+		}
+		if err := r.validContainer(&r.own[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// validContainer keeps indexes that lead nowhere from whoever uses the snapshot.
+func (r *Reader) validContainer(c *signal.ContainerSample) error {
+	if c.Pod < 0 || c.Pod >= len(r.base.pods) || c.Container < 0 || c.Container >= len(r.base.pods[c.Pod].Containers) {
+		return fmt.Errorf("container %d of pod %d is not there", c.Container, c.Pod)
+	}
+	return nil
+}
+
+func (r *Reader) quietContainers() []signal.ContainerSample {
+	if !r.isQuiet {
+		r.isQuiet = true
+		r.quiet = append(r.quiet[:0], r.containers...)
+		for i := range r.quiet {
+			r.quiet[i].Wait = signal.WaitSample{}
+		}
+	}
+	return r.quiet
+}
+
+// roster rearranges the containers of the last tick as those of this one.
+func (r *Reader) roster() error {
+	n := r.s.rare.Count(1)
+	if n > maxContainers {
+		return fmt.Errorf("%d containers", n)
+	}
+	out := slices.Grow(r.spare[:0], n)[:n]
+	taken := make([]bool, len(r.containers))
+	next := 0
+	for i := range out {
+		ref := r.s.rare.Uvarint()
+		if ref == 0 {
+			out[i] = signal.ContainerSample{}
+			continue
+		}
+		k := next + int(wire.Unzigzag(ref-1))
+		if k < 0 || k >= len(r.containers) || taken[k] {
+			return fmt.Errorf("container %d was not there before", k)
+		}
+		out[i], taken[k] = r.containers[k], true
+		next = k + 1
+	}
+	clear(r.containers) // what they point to belongs to the new ones
+	r.containers, r.spare = out, r.containers
+	return nil
+}
+
+// readContainers reads a tick's containers into the array that holds those of the last.
+func (r *Reader) readContainers(snap *signal.Snapshot) error {
+	s, parts := &r.s, r.plan.container.parts
+	r.isQuiet = false
+	r.buckets, r.blame = r.buckets[:0], r.blame[:0]
+	now := uint64(snap.Now)
+	for i := range r.containers {
+		c := &r.containers[i]
+		mask := s.ctl.Byte()
+		w := &c.Wait
+		if w.At != 0 {
+			w.At, w.Span = snap.Now, snap.Elapsed
+		} else {
+			w.Span = 0
+		}
+		w.Count, w.SumNS, w.Preempted, w.Buckets, w.Blame = 0, 0, 0, nil, nil
+		if mask == 0 {
+			continue
+		}
+		for k := 0; mask>>1>>k != 0; k++ {
+			if mask>>1>>k&1 == 0 {
+				continue
+			}
+			if k >= len(parts) {
+				return errors.New("a part that the schema does not know has changed")
+			}
+			parts[k].decode(s, unsafe.Pointer(c), now)
+			if k == len(parts)-1 {
+				if err := r.validContainer(c); err != nil {
+					return err
+				}
+			}
+		}
+		if mask&1 != 0 {
+			if err := r.readWait(w); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (r *Reader) readWait(w *signal.WaitSample) error {
+	s := &r.s
+	flags := s.ctl.Byte()
+	if flags >= waitFlags {
+		return fmt.Errorf("flags %#x of a wait are not known", flags)
+	}
+	if flags&waitTimes != 0 {
+		w.At += time.Duration(s.val.Varint())
+		w.Span += time.Duration(s.val.Varint())
+	}
+	more := int64(0)
+	if flags&waitCount != 0 {
+		more = s.val.Varint()
+	}
+	if flags&waitSum != 0 {
+		w.SumNS = s.val.Uvarint()
+	}
+	if flags&waitPreempted != 0 {
+		w.Preempted = s.ctl.Uvarint()
+	}
+	if flags&waitBuckets != 0 {
+		if err := r.readBuckets(w); err != nil {
+			return err
+		}
+	}
+	w.Count += uint64(more)
+	if flags&waitBlame != 0 {
+		n := s.ctl.Count(1)
+		from := len(r.blame)
+		last := int64(0)
+		for range n {
+			c := s.ctl.Varint() + last
+			last = c + 1
+			if c < -1<<31 || c >= maxContainers {
+				return errRange
+			}
+			r.blame = append(r.blame, signal.Blame{Culprit: signal.Culprit(c), NS: s.val.Uvarint()})
+		}
+		w.Blame = r.blame[from:len(r.blame):len(r.blame)]
+	}
+	return nil
+}
+
+func (r *Reader) readBuckets(w *signal.WaitSample) error {
+	hist := &r.s.hist
+	n := hist.Count(1)
+	next := hist.Uvarint()
+	from := len(r.buckets)
+	if cap(r.buckets)-from < n {
+		r.buckets = append(make([]signal.Bucket, 0, max(2*cap(r.buckets), from+n)), r.buckets...)
+	}
+	out := r.buckets[from : from+n]
+	sum := uint64(0)
+	for i := range out {
+		code := hist.Byte()
+		gap, count := uint64(code>>4), uint64(code&15)
+		if gap == 15 {
+			gap += hist.Uvarint()
+		}
+		if count == 15 {
+			count += hist.Uvarint()
+		}
+		next += gap
+		if next > 1<<16-1 || count >= 1<<32-1 {
+			return errRange
+		}
+		out[i] = signal.Bucket{Index: uint16(next), Count: uint32(count + 1)}
+		sum += count + 1
+		next++
+	}
+	r.buckets = r.buckets[:from+n]
+	w.Buckets = out[:n:n]
+	w.Count = sum
+	return nil
+}
+
+// decision takes in what has changed of the decision.
+func (r *Reader) decision() error {
+	mask := r.s.ctl.Uvarint()
+	for i := range r.plan.decision {
+		if mask>>i&1 == 0 {
+			continue
+		}
+		f := &r.plan.decision[i]
+		d := r.s.rare.Bytes(8)
+		if d == nil {
+			return wire.ErrShort
+		}
+		if f.index >= 0 {
+			r.digest[f.index] = binary.LittleEndian.Uint64(d)
+		}
+		if f.d != nil {
+			if err := f.d.Decode(&r.s.rare, unsafe.Add(unsafe.Pointer(&r.decided), f.offset)); err != nil {
+				return err
+			}
+		}
+	}
+	if mask>>len(r.plan.decision) != 0 {
+		return errors.New("a field of the decision that the schema does not know")
+	}
+	return nil
+}
+
+func (r *Reader) outcomes() error {
+	n := r.s.rare.Count(1)
+	if n > maxContainers {
+		return fmt.Errorf("%d outcomes", n)
+	}
+	for range n {
+		var o Outcome
+		if err := r.plan.outcome.Decode(&r.s.rare, unsafe.Pointer(&o)); err != nil {
+			return err
+		}
+		r.step.Outcomes = append(r.step.Outcomes, o)
+	}
+	return nil
+}

@@ -1,0 +1,719 @@
+package trace
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"math"
+	"runtime"
+	"time"
+	"unsafe"
+
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/qos-agent/qos-agent/internal/decide"
+	"github.com/qos-agent/qos-agent/internal/policy"
+	"github.com/qos-agent/qos-agent/internal/signal"
+	"github.com/qos-agent/qos-agent/internal/wire"
+)
+
+// WriterOptions tune a Writer. The zero value is good.
+type WriterOptions struct {
+	FrameBytes int           // a frame is written when it has so many bytes, uncompressed; 128 KiB
+	FrameEvery time.Duration // or covers so much time; 1 s
+	KeyEvery   time.Duration // between two key frames; 1 min
+}
+
+// Writer writes one file. It is not safe for concurrent use.
+type Writer struct {
+	out   io.Writer
+	o     WriterOptions
+	types types
+	zstd  *zstd.Encoder
+	err   error // the first; nothing is written after it
+
+	offset  int64 // bytes written
+	index   []IndexEntry
+	payload []byte
+	frame   []byte
+
+	// The frame that is being filled.
+	s         streams
+	header    frameHeader
+	frameFrom time.Duration // Now of its first step
+	keyAt     time.Duration // Now of the last key frame
+	hasKey    bool
+	state     []byte // a checkpoint that belongs before the next step
+	hasState  bool
+
+	policies map[*policy.Compiled]uint64 // index, from 1
+	byText   map[string]uint64
+
+	// What the next step differs from.
+	base   base
+	digest Digest
+	values [][]byte // the kept fields of the decision, encoded ...
+	valued Digest   // ... and the digests that they had
+}
+
+// base is the step that the next one is written, or read, as the difference from.
+type base struct {
+	seq        uint64
+	now        time.Duration
+	wall       int64
+	zone       string
+	zoneOffset int
+	ticked     time.Duration // Now of the last tick
+	podsGen    uint64
+	policy     uint64
+	lost       signal.Lost
+	node       signal.Node
+	pods       []signal.Pod
+	containers []signal.ContainerSample // without waits
+	measured   []bool                   // had a wait
+}
+
+// IndexEntry is a place where reading may begin.
+type IndexEntry struct {
+	Offset int64 // of the state if there is one, else of the key frame
+	Seq    uint64
+	Wall   int64 // ns since 1970, of the first step
+	State  bool  // a checkpoint is there
+	Policy bool  // a policy, which all that follows may refer to
+}
+
+// Flags of a step. The first seven are those of ordinary ticks.
+const (
+	stepEvent = 1 << iota
+	stepEvents
+	stepNode
+	stepLost
+	stepValues
+	stepElapsed
+	stepSeq
+	stepOutcomes
+	stepPods
+	stepRoster
+	stepGen
+	stepPolicy
+	stepZone
+	stepDropped
+	stepContainers // an event with containers of its own
+	stepFlags
+)
+
+// Flags of a wait.
+const (
+	waitTimes = 1 << iota
+	waitCount
+	waitPreempted
+	waitBuckets
+	waitBlame
+	waitSum
+	waitFlags
+)
+
+// NewWriter begins a file. Schema, layout and architecture of info are filled in.
+func NewWriter(out io.Writer, info Info, o WriterOptions) (*Writer, error) {
+	if o.FrameBytes == 0 {
+		o.FrameBytes = 128 << 10
+	}
+	if o.FrameEvery == 0 {
+		o.FrameEvery = time.Second
+	}
+	if o.KeyEvery == 0 {
+		o.KeyEvery = time.Minute
+	}
+	w := &Writer{out: out, o: o, policies: map[*policy.Compiled]uint64{}, byText: map[string]uint64{}}
+	var err error
+	if w.types, err = newTypes(); err != nil {
+		return nil, fmt.Errorf("trace: %w", err)
+	}
+	w.zstd, err = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedDefault),
+		zstd.WithEncoderCRC(false), zstd.WithWindowSize(256<<10), zstd.WithLowerEncoderMem(true), zstd.WithSingleSegment(true))
+	if err != nil {
+		return nil, fmt.Errorf("trace: %w", err)
+	}
+	info.Schema, info.StateLayout, info.Arch = w.types.schema(), decide.StateLayout(), runtime.GOARCH
+	w.values, w.valued = make([][]byte, len(w.types.decision)), make(Digest, len(w.types.decision))
+	text, err := json.Marshal(info)
+	if err != nil {
+		return nil, fmt.Errorf("trace: %w", err)
+	}
+	w.write(preamble())
+	w.writeFrame(frameHeader{kind: frameInfo, firstWall: info.Started.UnixNano(), lastWall: info.Started.UnixNano()}, text)
+	return w, w.err
+}
+
+// Size is how many bytes have been written. What is in the frame that is being filled is not among them.
+func (w *Writer) Size() int64 { return w.offset }
+
+// Checkpoint puts a checkpoint before the next step, which begins a key frame. state is copied.
+func (w *Writer) Checkpoint(state []byte) {
+	if len(state) <= maxRaw { // nobody would read a larger one
+		w.state, w.hasState = append(w.state[:0], state...), true
+	}
+}
+
+// Append adds a step. Nothing of it is kept. An error is for good.
+func (w *Writer) Append(s *Step) error {
+	if w.err != nil {
+		return w.err
+	}
+	if s.State != nil {
+		w.Checkpoint(s.State)
+	}
+	p, err := w.policy(s.Policy)
+	if err != nil {
+		return w.fail(err)
+	}
+	now := s.Snapshot.Now
+	// Not at an event if it can be helped: its containers are those of the tick before.
+	key := w.hasState || !w.hasKey || now < w.base.now || now-w.keyAt >= w.o.KeyEvery && s.Snapshot.Trigger == signal.Tick
+	if key || w.header.steps == 0 || now-w.frameFrom >= w.o.FrameEvery || len(w.s.ctl)+len(w.s.val)+len(w.s.hist)+len(w.s.rare) >= w.o.FrameBytes {
+		if err := w.Flush(); err != nil {
+			return err
+		}
+		w.begin(s, key)
+	}
+	w.header.steps++
+	w.header.lastWall = s.Snapshot.Wall.UnixNano()
+	if err := w.step(s, p, key); err != nil {
+		return w.fail(fmt.Errorf("step %d: %w", s.Snapshot.Seq, err))
+	}
+	return nil
+}
+
+// begin starts a frame.
+func (w *Writer) begin(s *Step, key bool) {
+	wall := s.Snapshot.Wall.UnixNano()
+	w.header = frameHeader{kind: frameSteps, seq: s.Snapshot.Seq, firstWall: wall, lastWall: wall}
+	w.frameFrom = s.Snapshot.Now
+	if !key {
+		return
+	}
+	w.header.flags = flagKey
+	w.hasKey, w.keyAt = true, s.Snapshot.Now
+	w.index = append(w.index, IndexEntry{Offset: w.offset, Seq: s.Snapshot.Seq, Wall: wall, State: w.hasState})
+	if w.hasState {
+		w.writeFrame(frameHeader{kind: frameState, seq: s.Snapshot.Seq, firstWall: wall, lastWall: wall}, w.compress(nil, w.state))
+		w.hasState = false
+	}
+	w.base = base{}
+	w.digest = w.digest[:0]
+}
+
+// Flush writes the frame that is being filled.
+func (w *Writer) Flush() error {
+	if w.header.steps == 0 || w.err != nil {
+		return w.err
+	}
+	w.payload = w.payload[:0]
+	for _, s := range w.s.all() {
+		w.payload = w.compress(w.payload, s)
+	}
+	w.writeFrame(w.header, w.payload)
+	w.header = frameHeader{}
+	w.s.reset()
+	return w.err
+}
+
+// Close ends the file with its index. The file below stays the caller's to close.
+func (w *Writer) Close() error {
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	at := w.offset
+	w.writeFrame(frameHeader{kind: frameIndex}, appendIndex(nil, w.index))
+	w.write(append(binary.LittleEndian.AppendUint64(nil, uint64(at)), trailerMagic...))
+	if w.err != nil {
+		return w.err
+	}
+	w.err = errors.New("trace: the writer is closed")
+	return nil
+}
+
+func (w *Writer) fail(err error) error {
+	if w.err == nil {
+		w.err = fmt.Errorf("trace: %w", err)
+	}
+	return w.err
+}
+
+func (w *Writer) write(b []byte) {
+	if w.err != nil {
+		return
+	}
+	if _, err := w.out.Write(b); err != nil {
+		w.err = err
+		return
+	}
+	w.offset += int64(len(b))
+}
+
+func (w *Writer) writeFrame(h frameHeader, payload []byte) {
+	if len(payload) > maxPayload {
+		_ = w.fail(fmt.Errorf("a frame of %d bytes; at most %d are allowed", len(payload), maxPayload))
+		return
+	}
+	h.length, h.crc = uint32(len(payload)), crc32.Checksum(payload, castagnoli)
+	w.frame = append(h.append(w.frame[:0]), payload...)
+	w.write(w.frame) // in one piece: a write that is cut off leaves a tail that can be told from a frame
+}
+
+// compress appends the length of s, its length compressed (0: not worth it), and s.
+func (w *Writer) compress(dst, s []byte) []byte {
+	dst = binary.AppendUvarint(dst, uint64(len(s)))
+	if len(s) >= 64 {
+		w.frame = w.zstd.EncodeAll(s, w.frame[:0])
+		if len(w.frame) < len(s)-len(s)/32 {
+			return append(binary.AppendUvarint(dst, uint64(len(w.frame))), w.frame...)
+		}
+	}
+	return append(append(dst, 0), s...)
+}
+
+func appendIndex(dst []byte, index []IndexEntry) []byte {
+	dst = binary.AppendUvarint(dst, uint64(len(index)))
+	for _, e := range index {
+		var flags byte
+		if e.State {
+			flags |= 1
+		}
+		if e.Policy {
+			flags |= 2
+		}
+		dst = append(binary.AppendUvarint(binary.AppendUvarint(dst, uint64(e.Offset)), e.Seq), flags)
+		dst = binary.AppendVarint(dst, e.Wall)
+	}
+	return dst
+}
+
+// policy finds or gives the policy's number. A new one is a frame of its own.
+func (w *Writer) policy(c *policy.Compiled) (uint64, error) {
+	if c == nil {
+		return 0, nil
+	}
+	if n, ok := w.policies[c]; ok {
+		return n, nil
+	}
+	text, err := c.Export()
+	if err != nil {
+		return 0, err
+	}
+	n, ok := w.byText[string(text)]
+	if !ok {
+		if err := w.Flush(); err != nil {
+			return 0, err
+		}
+		n = uint64(len(w.byText) + 1)
+		w.byText[string(text)] = n
+		w.index = append(w.index, IndexEntry{Offset: w.offset, Policy: true})
+		w.writeFrame(frameHeader{kind: framePolicy}, text)
+		w.frameFrom = math.MinInt64 / 2 // the next step begins a frame
+	}
+	w.policies[c] = n
+	return n, nil
+}
+
+// step encodes one step.
+func (w *Writer) step(s *Step, policyIndex uint64, key bool) error {
+	snap, b := s.Snapshot, &w.base
+	if snap.Trigger > signal.Event {
+		return fmt.Errorf("trigger %d is not known", snap.Trigger)
+	}
+	if len(snap.Containers) > maxContainers || len(snap.Pods) > maxPods || len(snap.Events) > maxEvents {
+		return fmt.Errorf("%d containers in %d pods with %d events: too many", len(snap.Containers), len(snap.Pods), len(snap.Events))
+	}
+	event := snap.Trigger == signal.Event
+	flags := uint64(0)
+	set := func(on bool, flag uint64) {
+		if on {
+			flags |= flag
+		}
+	}
+	pods := key || !samePods(snap, b)
+	zone, zoneOffset := snap.Wall.Zone()
+	wall := snap.Wall.UnixNano()
+	elapsed := time.Duration(0)
+	if !event && b.ticked != 0 {
+		elapsed = snap.Now - b.ticked
+	}
+	own := event && !s.quiet && !w.isQuiet(snap)
+	roster := !event && (pods || len(snap.Containers) != len(b.containers))
+	values := uint64(0)
+	if s.Policy != nil {
+		if len(s.Digest) != len(w.types.decision) {
+			return fmt.Errorf("a digest of %d fields, want %d", len(s.Digest), len(w.types.decision))
+		}
+		values = w.takeValues(s)
+	}
+	set(event, stepEvent)
+	set(len(snap.Events) > 0, stepEvents)
+	set(snap.Lost != b.lost, stepLost)
+	set(values != 0, stepValues)
+	set(snap.Elapsed != elapsed, stepElapsed)
+	set(snap.Seq != b.seq+1, stepSeq)
+	set(len(s.Outcomes) > 0, stepOutcomes)
+	set(pods, stepPods)
+	set(roster, stepRoster)
+	set(snap.PodsGen != b.podsGen, stepGen)
+	set(policyIndex != b.policy, stepPolicy)
+	set(zone != b.zone || zoneOffset != b.zoneOffset, stepZone)
+	set(s.Dropped > 0, stepDropped)
+	set(own, stepContainers)
+
+	set(w.types.node.differs(unsafe.Pointer(&snap.Node), unsafe.Pointer(&b.node)), stepNode)
+	w.s.ctl = append(w.s.ctl, byte(flags)|0x80, byte(flags>>7)|0x80, byte(flags>>14))
+
+	v := w.s.val
+	if flags&stepSeq != 0 {
+		v = binary.AppendUvarint(v, snap.Seq)
+	}
+	v = binary.AppendVarint(v, int64(snap.Now-b.now))
+	v = binary.AppendVarint(v, wall-b.wall-int64(snap.Now-b.now))
+	if flags&stepElapsed != 0 {
+		v = binary.AppendVarint(v, int64(snap.Elapsed))
+	}
+	if flags&stepGen != 0 {
+		v = binary.AppendVarint(v, int64(snap.PodsGen-b.podsGen))
+	}
+	w.s.val = v
+	if flags&stepNode != 0 {
+		w.record(w.types.node, unsafe.Pointer(&snap.Node), unsafe.Pointer(&b.node), uint64(snap.Now))
+	}
+	if flags&stepLost != 0 {
+		w.record(w.types.lost, unsafe.Pointer(&snap.Lost), unsafe.Pointer(&b.lost), uint64(snap.Now))
+	}
+	r := w.s.rare
+	if flags&stepZone != 0 {
+		r = binary.AppendVarint(appendString(r, zone), int64(zoneOffset))
+	}
+	if flags&stepPolicy != 0 {
+		r = binary.AppendUvarint(r, policyIndex)
+	}
+	if flags&stepDropped != 0 {
+		r = binary.AppendUvarint(r, s.Dropped)
+	}
+	w.s.rare = r
+	old := b.pods
+	if pods {
+		w.podList(snap.Pods)
+		b.pods = append([]signal.Pod(nil), snap.Pods...)
+	}
+	if flags&stepEvents != 0 {
+		w.events(snap)
+	}
+	switch {
+	case own:
+		w.s.rare = binary.AppendUvarint(w.s.rare, uint64(len(snap.Containers)))
+		for i := range snap.Containers {
+			w.s.rare = w.wholeContainer(w.s.rare, &snap.Containers[i])
+		}
+	case !event:
+		if roster {
+			w.roster(snap, old)
+		}
+		if err := w.containers(snap); err != nil {
+			return err
+		}
+	}
+	if s.Policy != nil {
+		w.decision(values, s)
+	}
+	if flags&stepOutcomes != 0 {
+		w.s.rare = binary.AppendUvarint(w.s.rare, uint64(len(s.Outcomes)))
+		for i := range s.Outcomes {
+			w.s.rare = w.types.outcome.Append(w.s.rare, unsafe.Pointer(&s.Outcomes[i]))
+		}
+	}
+
+	b.seq, b.now, b.wall, b.zone, b.zoneOffset, b.podsGen, b.policy = snap.Seq, snap.Now, wall, zone, zoneOffset, snap.PodsGen, policyIndex
+	if !event {
+		b.ticked = snap.Now
+	}
+	return nil
+}
+
+func appendString(dst []byte, s string) []byte {
+	return append(binary.AppendUvarint(dst, uint64(len(s))), s...)
+}
+
+// record writes a record: a mask of parts, and the parts that differ.
+func (w *Writer) record(t *recordType, cur, base unsafe.Pointer, now uint64) {
+	at := len(w.s.ctl)
+	w.s.ctl = append(w.s.ctl, 0)
+	for i := range t.parts {
+		if t.parts[i].append(&w.s, cur, base, now) {
+			w.s.ctl[at] |= 1 << i
+		}
+	}
+}
+
+// samePods reports whether the list of pods is that of the step before.
+func samePods(snap *signal.Snapshot, b *base) bool {
+	if snap.PodsGen != 0 && snap.PodsGen == b.podsGen && len(snap.Pods) == len(b.pods) {
+		return true
+	}
+	if len(snap.Pods) != len(b.pods) {
+		return false
+	}
+	for i := range snap.Pods {
+		if !podType.Equal(unsafe.Pointer(&snap.Pods[i]), unsafe.Pointer(&b.pods[i])) {
+			return false
+		}
+	}
+	return true
+}
+
+// podList writes the pods: those of before by how far they are from where they would be if nothing had changed, new ones in full.
+func (w *Writer) podList(pods []signal.Pod) {
+	before := make(map[podKey]int, len(w.base.pods))
+	for i := range w.base.pods {
+		before[keyOf(&w.base.pods[i])] = i
+	}
+	w.s.rare = binary.AppendUvarint(w.s.rare, uint64(len(pods)))
+	next := 0
+	for i := range pods {
+		p := &pods[i]
+		if k, ok := before[keyOf(p)]; ok && podType.Equal(unsafe.Pointer(p), unsafe.Pointer(&w.base.pods[k])) {
+			w.s.rare = binary.AppendUvarint(w.s.rare, wire.Zigzag(int64(k-next))+1)
+			next = k + 1
+			continue
+		}
+		w.s.rare = w.types.pod.Append(append(w.s.rare, 0), unsafe.Pointer(p))
+	}
+}
+
+type podKey struct{ uid, namespace, name string }
+
+func keyOf(p *signal.Pod) podKey { return podKey{p.UID, p.Namespace, p.Name} }
+
+type containerKey struct {
+	podKey
+	id, name string
+}
+
+func containerKeyOf(pods []signal.Pod, c *signal.ContainerSample) containerKey {
+	if c.Pod < 0 || c.Pod >= len(pods) || c.Container < 0 || c.Container >= len(pods[c.Pod].Containers) {
+		return containerKey{}
+	}
+	p := &pods[c.Pod]
+	return containerKey{keyOf(p), p.Containers[c.Container].ID, p.Containers[c.Container].Name}
+}
+
+// roster writes where each container was in the step before, and rearranges the base like that.
+func (w *Writer) roster(snap *signal.Snapshot, old []signal.Pod) {
+	b := &w.base
+	before := make(map[containerKey]int, len(b.containers))
+	for i := range b.containers {
+		before[containerKeyOf(old, &b.containers[i])] = i
+	}
+	w.s.rare = binary.AppendUvarint(w.s.rare, uint64(len(snap.Containers)))
+	containers, measured := make([]signal.ContainerSample, len(snap.Containers)), make([]bool, len(snap.Containers))
+	next := 0
+	for i := range snap.Containers {
+		key := containerKeyOf(snap.Pods, &snap.Containers[i])
+		k, ok := before[key]
+		if !ok {
+			w.s.rare = append(w.s.rare, 0)
+			continue
+		}
+		delete(before, key) // each once
+		w.s.rare = binary.AppendUvarint(w.s.rare, wire.Zigzag(int64(k-next))+1)
+		next = k + 1
+		containers[i], measured[i] = b.containers[k], b.measured[k]
+	}
+	b.containers, b.measured = containers, measured
+}
+
+// isQuiet reports whether an event's containers are those of the last tick without their waits, as they should be.
+func (w *Writer) isQuiet(snap *signal.Snapshot) bool {
+	b := &w.base
+	if len(snap.Containers) != len(b.containers) {
+		return false
+	}
+	for i := range snap.Containers {
+		c := &snap.Containers[i]
+		if !isZeroWait(&c.Wait) {
+			return false
+		}
+		if w.types.container.differs(unsafe.Pointer(c), unsafe.Pointer(&b.containers[i])) {
+			return false
+		}
+	}
+	return true
+}
+
+func isZeroWait(s *signal.WaitSample) bool {
+	return s.At == 0 && s.Span == 0 && s.Count == 0 && s.SumNS == 0 && s.Preempted == 0 && len(s.Buckets) == 0 && len(s.Blame) == 0
+}
+
+// containers writes a tick's containers: for each a byte that says whether its waits and which parts of it are not as foretold, and these.
+func (w *Writer) containers(snap *signal.Snapshot) error {
+	b, t := &w.base, w.types.container
+	for i := range snap.Containers {
+		c := &snap.Containers[i]
+		at := len(w.s.ctl)
+		w.s.ctl = append(w.s.ctl, 0)
+		mask := byte(0)
+		for k := range t.parts {
+			if t.parts[k].append(&w.s, unsafe.Pointer(c), unsafe.Pointer(&b.containers[i]), uint64(snap.Now)) {
+				mask |= 2 << k
+			}
+		}
+		waited, err := w.wait(snap, &c.Wait, b.measured[i])
+		if err != nil {
+			return err
+		}
+		if waited {
+			mask |= 1
+		}
+		b.measured[i] = c.Wait.At != 0
+		w.s.ctl[at] = mask
+	}
+	return nil
+}
+
+// wait writes a sample of waits, if it is not as foretold: empty, of now, and of the time since the last tick; or nothing at all if there was
+// none before.
+func (w *Writer) wait(snap *signal.Snapshot, s *signal.WaitSample, measured bool) (bool, error) {
+	var at, span time.Duration
+	if measured {
+		at, span = snap.Now, snap.Elapsed
+	}
+	var flags byte
+	if s.At != at || s.Span != span {
+		flags |= waitTimes
+	}
+	sum := uint64(0)
+	for _, k := range s.Buckets {
+		sum += uint64(k.Count)
+	}
+	if s.Count != sum {
+		flags |= waitCount
+	}
+	if s.SumNS != 0 {
+		flags |= waitSum
+	}
+	if s.Preempted != 0 {
+		flags |= waitPreempted
+	}
+	if len(s.Buckets) > 0 {
+		flags |= waitBuckets
+	}
+	if len(s.Blame) > 0 {
+		flags |= waitBlame
+	}
+	if flags == 0 {
+		return false, nil
+	}
+	ctl, val := append(w.s.ctl, flags), w.s.val
+	if flags&waitTimes != 0 {
+		val = binary.AppendVarint(binary.AppendVarint(val, int64(s.At-at)), int64(s.Span-span))
+	}
+	if flags&waitCount != 0 {
+		val = binary.AppendVarint(val, int64(s.Count-sum))
+	}
+	if flags&waitSum != 0 {
+		val = binary.AppendUvarint(val, s.SumNS)
+	}
+	if flags&waitPreempted != 0 {
+		ctl = binary.AppendUvarint(ctl, s.Preempted)
+	}
+	if flags&waitBuckets != 0 {
+		var err error
+		if w.s.hist, err = appendBuckets(w.s.hist, s.Buckets); err != nil {
+			return false, err
+		}
+	}
+	if flags&waitBlame != 0 {
+		ctl = binary.AppendUvarint(ctl, uint64(len(s.Blame)))
+		last := int64(0)
+		for _, bl := range s.Blame {
+			ctl = binary.AppendVarint(ctl, int64(bl.Culprit)-last)
+			last = int64(bl.Culprit) + 1
+			val = binary.AppendUvarint(val, bl.NS)
+		}
+	}
+	w.s.ctl, w.s.val = ctl, val
+	return true, nil
+}
+
+// appendBuckets writes a histogram: how many buckets, the first index, then a byte for each with the gap before it and its count, both of
+// four bits; 15 says that the rest follows.
+func appendBuckets(dst []byte, buckets []signal.Bucket) ([]byte, error) {
+	dst = binary.AppendUvarint(dst, uint64(len(buckets)))
+	dst = binary.AppendUvarint(dst, uint64(buckets[0].Index))
+	next := int(buckets[0].Index)
+	for _, b := range buckets {
+		gap := int(b.Index) - next
+		if gap < 0 || b.Count == 0 {
+			return nil, errors.New("buckets out of order or empty")
+		}
+		next = int(b.Index) + 1
+		n := b.Count - 1
+		dst = append(dst, byte(min(gap, 15))<<4|byte(min(n, 15)))
+		if gap >= 15 {
+			dst = binary.AppendUvarint(dst, uint64(gap-15))
+		}
+		if n >= 15 {
+			dst = binary.AppendUvarint(dst, uint64(n-15))
+		}
+	}
+	return dst, nil
+}
+
+func (w *Writer) events(snap *signal.Snapshot) {
+	w.s.rare = binary.AppendUvarint(w.s.rare, uint64(len(snap.Events)))
+	for i := range snap.Events {
+		var zero signal.WaitEvent
+		w.record(w.types.event, unsafe.Pointer(&snap.Events[i]), unsafe.Pointer(&zero), uint64(snap.Now))
+	}
+}
+
+func (w *Writer) wholeContainer(dst []byte, c *signal.ContainerSample) []byte {
+	return wholeType.Append(dst, unsafe.Pointer(c))
+}
+
+// takeValues encodes the kept fields of the decision that have changed, and returns which fields have another digest than before.
+func (w *Writer) takeValues(s *Step) (changed uint64) {
+	first := len(w.digest) == 0
+	for i := range w.types.decision {
+		f := &w.types.decision[i]
+		if !first && s.Digest[i] == w.digest[i] {
+			continue
+		}
+		changed |= 1 << i
+		if f.kept && (w.values[i] == nil || s.Digest[i] != w.valued[i]) {
+			w.valued[i] = s.Digest[i]
+			w.values[i] = f.t.Append(w.values[i][:0], unsafe.Add(unsafe.Pointer(&s.Decision), f.offset))
+		}
+	}
+	w.digest = append(w.digest[:0], s.Digest...)
+	return changed
+}
+
+func (w *Writer) decision(changed uint64, s *Step) {
+	if changed == 0 {
+		return
+	}
+	w.s.ctl = binary.AppendUvarint(w.s.ctl, changed)
+	for i := range w.types.decision {
+		if changed>>i&1 == 0 {
+			continue
+		}
+		w.s.rare = binary.LittleEndian.AppendUint64(w.s.rare, s.Digest[i])
+		if w.types.decision[i].kept {
+			w.s.rare = append(w.s.rare, w.values[i]...)
+		}
+	}
+}
+
+var (
+	podType   = wire.MustCompile[signal.Pod]()
+	wholeType = wire.MustCompile[signal.ContainerSample]()
+)
