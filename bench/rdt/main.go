@@ -61,7 +61,9 @@ func main() {
 
 func run(ctx context.Context, out, kernels, match string) error {
 	cmd := exec.CommandContext(ctx, "go", "run", "./test/runner", "-layers", "rig", "-kernels", kernels, "-only", "test/rdt$", "-run", match, "-long", "-keep", prefix)
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	// go run does not pass signals on.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
 	cmd.WaitDelay = 30 * time.Second
 	cmd.Stderr = os.Stderr
 	pipe, err := cmd.StdoutPipe()
