@@ -1,6 +1,6 @@
 // Demo shows, in about a minute and on this machine, what qos-agent is for: an online service whose latency is wrecked by
 // offline work beside it and brought back, with the culprit named and every setting restored in the end. It needs root, and
-// neither a cluster nor a container runtime. It leaves demo/out/report.json and report.txt, and nothing else.
+// neither a cluster nor a container runtime. It leaves report.json, report.txt, a recording (trace/) and a page about it (report.html) in demo/out, and nothing else.
 package main
 
 import (
@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 	"time"
 
@@ -53,6 +54,9 @@ type options struct {
 	seed           uint64
 }
 
+// traces is the directory of the recording.
+func (o options) traces() string { return filepath.Join(o.out, "trace") }
+
 // run sets the stage, measures, clears up, and judges. The report is written also when the verdict is bad.
 func run(ctx context.Context, o options) error {
 	s, err := newStage(ctx, o)
@@ -68,6 +72,10 @@ func run(ctx context.Context, o options) error {
 	if err := r.write(o.out); err != nil {
 		return err
 	}
+	if err := writePage(ctx, o.traces(), filepath.Join(o.out, "report.html")); err != nil {
+		return fmt.Errorf("page about the recording: %w", err)
+	}
+	fmt.Printf("recording in %s, page in %s\n", o.traces(), filepath.Join(o.out, "report.html"))
 	if len(r.Failures) > 0 {
 		return fmt.Errorf("%d of the things that this demo is to show did not happen; see above", len(r.Failures))
 	}

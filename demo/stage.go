@@ -168,7 +168,12 @@ func (s *stage) startAgent(ctx context.Context, bin string) (err error) {
 	if err := s.writePolicy("mode: observe"); err != nil {
 		return err
 	}
-	s.agent, err = daemon.Start(daemon.Options{Binary: bin, PolicyDir: policies, StaticPods: pods, RunDir: filepath.Join(s.dir, "run")})
+	if err := os.RemoveAll(s.o.traces()); err != nil { // of the last demo
+		return err
+	}
+	s.agent, err = daemon.Start(daemon.Options{
+		Binary: bin, PolicyDir: policies, StaticPods: pods, RunDir: filepath.Join(s.dir, "run"), Extra: []string{"--record", s.o.traces()},
+	})
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,8 @@
 //	full    every service at every load beside every kind of work
 //	quick   a part of that, in a few minutes
 //	knobs   each rung of the agent's ladder alone
+//	why     by which way each kind of work gets through the posture
+//	table   prints what a run has left, as Markdown
 //	hold    one situation, held for other tools to look at
 //
 // It runs real services and real work in groups of its own, and leaves nothing behind.
@@ -37,9 +39,9 @@ type options struct {
 	Out     string        `default:"bench/results" help:"Directory for the results."`
 	Seed    uint64        `default:"1" help:"Of arrivals and of the order of phases."`
 	Minutes float64       `help:"Budget: as many rounds as fit, and the last one cut short at its end. 0: the command's default."`
-	Settle  time.Duration `default:"600ms" help:"From the start of offline work to the first window."`
-	Window  time.Duration `default:"450ms" help:"Length of a window."`
-	Windows int           `default:"2" help:"Windows of a phase."`
+	Settle  time.Duration `default:"500ms" help:"From the start of offline work to the first window."`
+	Window  time.Duration `default:"200ms" help:"Length of a window."`
+	Windows int           `default:"3" help:"Windows of a phase."`
 	Online  []string      `help:"Only these services."`
 	Load    []string      `help:"Only these loads (low, middle, high)."`
 	Offline []string      `help:"Only these kinds of offline work."`
@@ -57,6 +59,8 @@ type cli struct {
 	Full  fullCmd  `cmd:"" help:"Every service at every load beside every kind of work."`
 	Quick quickCmd `cmd:"" help:"A part of that."`
 	Knobs knobsCmd `cmd:"" help:"Each rung of the ladder alone."`
+	Why   whyCmd   `cmd:"" help:"By which way each kind of work gets through the posture."`
+	Table tableCmd `cmd:"" help:"Print what a run has left, as Markdown."`
 	Hold  holdCmd  `cmd:"" help:"Set up one situation and hold it, so that other tools can look at it."`
 }
 
@@ -65,6 +69,7 @@ type (
 	quickCmd struct{}
 	knobsCmd struct{}
 	holdCmd  struct{}
+	whyCmd   struct{}
 )
 
 func main() {
@@ -222,7 +227,7 @@ func choose[T any](what string, all []T, name func(T) string, asked, byDefault [
 // agentStart is about how long the daemon takes to be ready and to leave, and phaseRest what a phase takes besides its windows.
 const (
 	agentStart = 500 * time.Millisecond
-	phaseRest  = 250 * time.Millisecond
+	phaseRest  = 400 * time.Millisecond
 	setUp      = 10 * time.Second // building, starting services, calibrating
 )
 

@@ -4,26 +4,26 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"math/rand/v2"
 	"os"
 	"runtime"
 	"time"
 
 	"github.com/qos-agent/qos-agent/bench/lab"
-	"github.com/qos-agent/qos-agent/bench/load"
 	"github.com/qos-agent/qos-agent/bench/online"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
 	"github.com/qos-agent/qos-agent/test/work"
 )
 
-// level is a load as a share of what the service carries alone on this machine.
+// level is a load as a share of what the service carries alone on this machine. At half of that the service and its clients, who are on
+// the machine too, keep about two thirds of it busy; from 60 % on its own queue grew for seconds now and then with nothing beside
+// it, and there was no reference to compare with.
 type level struct {
 	name  string
 	share float64
 }
 
-var levels = []level{{"low", 0.1}, {"middle", 0.35}, {"high", 0.6}}
+var levels = []level{{"low", 0.1}, {"middle", 0.3}, {"high", 0.5}}
 
 // References stand where a protection's name would.
 const (
@@ -48,9 +48,14 @@ type phase struct {
 	Windows    []window `json:"windows"`
 	// Work is what the offline work did a second, in its own unit, over the whole phase.
 	Work float64 `json:"work_per_second"`
+	// Failed is why the phase does not count.
+	Failed string `json:"failed,omitempty"`
 	// Held is what the agent held at the end, Rules what it did, in order.
 	Held  []string `json:"held,omitempty"`
 	Rules []string `json:"rules,omitempty"`
+	// Blame is for how long in each second, summed over its threads, the service waited for a CPU while others ran, by who ran, as the agent
+	// saw it over the whole phase.
+	Blame map[string]float64 `json:"blame,omitempty"`
 }
 
 // window is one measurement. CPU times are numbers of CPUs.
@@ -69,7 +74,8 @@ type window struct {
 	LoadCPU    float64 `json:"generator_cpus"`
 	Steal      float64 `json:"steal"`
 	Foreign    float64 `json:"foreign"`
-	Slow       float64 `json:"slow"` // what a fixed piece of work took, to what it takes at best
+	Slow       float64 `json:"slow"`     // what a fixed piece of work took, to what it takes at best
+	Stall      float64 `json:"stall_ms"` // for which no CPU ran anything
 	Noisy      bool    `json:"noisy,omitempty"`
 }
 
@@ -83,6 +89,7 @@ type rig struct {
 	cpus      int
 	phases    int // so far
 	speed     *speed
+	stalls    *stalls
 }
 
 func newRig(ctx context.Context, o options, bin string) (_ *rig, err error) {
@@ -98,6 +105,7 @@ func newRig(ctx context.Context, o options, bin string) (_ *rig, err error) {
 	if r.speed, err = newSpeed(r.cpus); err != nil {
 		return r, err
 	}
+	r.stalls = newStalls(r.cpus)
 	if r.materials, err = prepare(r.Dir, r.Disk); err != nil {
 		return r, err
 	}
@@ -217,14 +225,16 @@ func (r *rig) phase(ctx context.Context, s *online.Service, l level, c cell, rul
 		p.Windows = append(p.Windows, w)
 		settle = 0
 	}
-	if p.Held, p.Rules, err = g.held(ctx); err != nil {
+	if err := g.ask(ctx, p); err != nil {
 		return nil, err
 	}
 	if err := g.lift(ctx); err != nil {
 		return nil, err
 	}
 	if p.Work, err = work.stop(r.Tree, group); err != nil {
-		return nil, err
+		p.Failed = err.Error()
+		fmt.Fprintf(os.Stderr, "%s %s x %s under %s does not count: %v\n", p.Online, p.Load, p.Offline, p.Protection, err)
+		err = nil
 	}
 	if c.offline.disk {
 		settleDisks(3 * time.Second)
@@ -294,6 +304,7 @@ func (r *rig) window(ctx context.Context, s *online.Service, group string, g *gu
 	if _, err := s.Client.Collect(); err != nil {
 		return w, err
 	}
+	r.stalls.reset()
 	ownBefore := helpers(own...)
 	before, err := readUsage(r.Lab, s.Group, group)
 	if err != nil {
@@ -311,6 +322,7 @@ func (r *rig) window(ctx context.Context, s *online.Service, group string, g *gu
 	if err != nil {
 		return w, err
 	}
+	stall := r.stalls.total()
 	slow = max(slow, r.speed.look())
 	d := after.at.Sub(before.at).Seconds()
 	w = window{
@@ -319,14 +331,15 @@ func (r *rig) window(ctx context.Context, s *online.Service, group string, g *gu
 		OnlineCPU: (after.online - before.online).Seconds() / d, OfflineCPU: (after.offline - before.offline).Seconds() / d,
 		LoadCPU: m.Self.CPU / m.Seconds,
 		Steal:   stolen(before, after, r.cpus), Foreign: foreign(before, after, ownTime, r.cpus),
-		Slow: slow,
+		Slow: slow, Stall: stall.Seconds() * 1e3,
 	}
-	w.Noisy = w.Steal > stealMax || w.Foreign > foreignMax || w.Slow > slowMax
-	if m.Completed == 0 {
-		w.P50, w.P99, w.P999 = overdue(m), overdue(m), overdue(m)
+	w.Noisy = w.Steal > stealMax || w.Foreign > foreignMax || w.Slow > slowMax || stall > stallMax
+	// Requests that are not answered yet took at least so long.
+	open, least := float64(m.Unfinished+m.Errors)/float64(max(1, m.Offered)), online.Patience.Seconds()*1e6
+	for share, q := range map[float64]*float64{0.5: &w.P50, 0.01: &w.P99, 0.001: &w.P999} {
+		if open >= share {
+			*q = max(*q, least)
+		}
 	}
 	return w, nil
 }
-
-// overdue stands for latencies of a window in which nothing at all was answered: they were longer than it, in µs.
-func overdue(m load.Window) float64 { return math.Round(m.Seconds * 1e6) }

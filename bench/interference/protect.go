@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
+	"strconv"
 	"time"
 
 	"github.com/qos-agent/qos-agent/bench/lab"
@@ -185,25 +187,38 @@ func (g *guard) startAgent(ctx context.Context, o *online.Service, bin string) e
 	return err
 }
 
-// held says what the agent holds beyond the posture, and why it did what it did.
-func (g *guard) held(ctx context.Context) (knobs, notes []string, err error) {
+// ask asks the agent what it holds, what it did and what it saw.
+func (g *guard) ask(ctx context.Context, p *phase) error {
 	if g.agent == nil {
-		return nil, nil, nil
+		return nil
 	}
 	st, err := g.agent.State(ctx)
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
 	for _, k := range st.Knobs {
-		knobs = append(knobs, fmt.Sprintf("%s=%s", k.Knob, k.Current))
+		p.Held = append(p.Held, fmt.Sprintf("%s=%s", k.Knob, k.Current))
 	}
 	for i := len(st.Notes) - 1; i >= 0; i-- {
 		if n := &st.Notes[i]; n.Rule != "" {
-			notes = append(notes, fmt.Sprintf("%.2f %s: %s", n.At.Sub(st.Agent.Started).Seconds(), n.Rule, n.Message))
+			p.Rules = append(p.Rules, fmt.Sprintf("%.2f %s: %s", n.At.Sub(st.Agent.Started).Seconds(), n.Rule, n.Message))
 		}
 	}
-	return knobs, notes, nil
+	_, text, err := g.agent.Get(ctx, "/metrics")
+	if err != nil {
+		return err
+	}
+	p.Blame = map[string]float64{}
+	for _, m := range blameLine.FindAllStringSubmatch(text, -1) {
+		if seconds, err := strconv.ParseFloat(m[2], 64); err == nil && seconds > 0 {
+			p.Blame[m[1]] = seconds / st.At.Sub(st.Agent.Started).Seconds()
+		}
+	}
+	return nil
 }
+
+// blameLine is a line of the metric by culprit; there is only one victim.
+var blameLine = regexp.MustCompile(`(?m)^qosagent_cpu_wait_blame_seconds_total\{.*culprit_pod="([^"]*)".*\} (\S+)$`)
 
 // lift takes the protection away, so that the work can end quickly.
 func (g *guard) lift(ctx context.Context) error {

@@ -24,6 +24,8 @@ type result struct {
 	Loads         map[string]float64 `json:"loads"`               // as shares of that
 	Windows       int                `json:"windows"`             // measured in all ...
 	Thrown        int                `json:"thrown"`              // ... and thrown away by the noise rule
+	Stalled       int                `json:"stalled"`             // thereof because no CPU ran for a moment
+	Failed        int                `json:"failed"`              // phases whose work could not be measured
 	TooNoisy      bool               `json:"too_noisy"`
 	CutShort      bool               `json:"cut_short,omitempty"` // the budget ended before the last round did
 	NotRun        map[string]string  `json:"not_run,omitempty"`   // protections that this machine cannot show, and why
@@ -33,6 +35,8 @@ type result struct {
 	Summary     map[string]summary `json:"summary"`
 	WithoutDisk map[string]summary `json:"summary_without_disk_writers"`
 	DiskOnly    map[string]summary `json:"summary_disk_writers"`
+
+	phases []*phase
 }
 
 // reference is what a service does with no offline work beside it.
@@ -96,13 +100,17 @@ const keptFloor = 0.01
 func gather(o options, phases []*phase, capacity map[string]float64, seconds float64) *result {
 	r := &result{
 		Machine: lab.ThisMachine(), Seed: o.Seed, Seconds: math.Round(seconds), SettleSeconds: o.Settle.Seconds(), WindowSeconds: o.Window.Seconds(),
-		Capacity: capacity, Loads: map[string]float64{}, NotRun: map[string]string{},
+		phases: phases, Capacity: capacity, Loads: map[string]float64{}, NotRun: map[string]string{},
 	}
 	for _, l := range o.levels {
 		r.Loads[l.name] = l.share
 	}
 	cells, thrown, held := map[cellKey]*samples{}, map[cellKey]int{}, map[cellKey][]string{}
 	for _, p := range phases {
+		if p.Failed != "" {
+			r.Failed++
+			continue
+		}
 		k := cellKey{p.Online, p.Load, p.Offline, p.Protection}
 		s := cells[k]
 		if s == nil {
@@ -115,6 +123,9 @@ func gather(o options, phases []*phase, capacity map[string]float64, seconds flo
 			r.Windows++
 			if w.Noisy {
 				r.Thrown++
+				if w.Stall > stallMax.Seconds()*1e3 {
+					r.Stalled++
+				}
 				thrown[k]++
 				continue
 			}
@@ -124,7 +135,7 @@ func gather(o options, phases []*phase, capacity map[string]float64, seconds flo
 			s.cpu, s.left = append(s.cpu, w.OfflineCPU), append(s.left, w.OfflineCPU/left)
 			s.late, s.rate = append(s.late, w.LateP99), append(s.rate, w.Rate)
 		}
-		if good > 0 {
+		if good > 0 && 2*good >= len(p.Windows) {
 			s.work = append(s.work, p.Work)
 		}
 	}
@@ -220,10 +231,17 @@ func summaries(pairs []pair, cells map[cellKey]*samples, rng *rand.Rand, want fu
 				s.Over2++
 			}
 		}
+		// Pairs are drawn too: what another choice of pairs would have given is the larger part of what is not known.
 		over := func(of func(*pair, func([]float64) []float64) float64) interval {
+			var all []float64
+			resample := false // the first time it is the value itself that is computed
 			return bootstrap(rng, func(draw func([]float64) []float64) float64 {
-				var all []float64
+				defer func() { resample = true }()
+				all = all[:0]
 				for i := range ps {
+					if resample {
+						i = rng.IntN(len(ps))
+					}
 					if v := of(&ps[i], draw); !math.IsNaN(v) && v > 0 {
 						all = append(all, v)
 					}
@@ -258,8 +276,8 @@ const (
 
 // print writes the table.
 func (r *result) print(w io.Writer, o options) {
-	fmt.Fprintf(w, "\nkernel %s, %d CPUs, %s, seed %d, %.0f s; %d windows of %.2g s after %.2g s, %d thrown away as noisy\n",
-		r.Kernel, r.CPUs, r.Date, r.Seed, r.Seconds, r.Windows, r.WindowSeconds, r.SettleSeconds, r.Thrown)
+	fmt.Fprintf(w, "\nkernel %s, %d CPUs, %s, seed %d, %.0f s; %d windows of %.2g s after %.2g s, %d thrown away as noisy (%d because the whole machine stood still for a moment), %d phases failed\n",
+		r.Kernel, r.CPUs, r.Date, r.Seed, r.Seconds, r.Windows, r.WindowSeconds, r.SettleSeconds, r.Thrown, r.Stalled, r.Failed)
 	if r.TooNoisy {
 		fmt.Fprintln(w, "TOO NOISY TO TELL: more than one window in five was disturbed by others; repeat on a quiet machine")
 	}
@@ -283,6 +301,40 @@ func (r *result) print(w io.Writer, o options) {
 		fmt.Fprintf(w, "%s was not run: %s\n", name, why)
 	}
 	r.worst(w)
+	r.blame(w, o)
+}
+
+// blame prints what the service waited for, as the agent saw it.
+func (r *result) blame(w io.Writer, o options) {
+	culprits := []string{"job", "own", "system", "kernel", "irq", "idle", "quota", "unknown"}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(t, "\nms a second that online waited, with the agent, by who ran\t%s\n", strings.Join(culprits, "\t"))
+	any := false
+	for _, k := range o.offlines {
+		for _, l := range o.levels {
+			sum, n := map[string]float64{}, 0
+			for _, p := range r.phases {
+				if p.Offline == k.name && p.Load == l.name && p.Protection == theAgent {
+					n++
+					for who, s := range p.Blame {
+						sum[who] += s
+					}
+				}
+			}
+			if n == 0 {
+				continue
+			}
+			any = true
+			fmt.Fprintf(t, "%s, %s load", k.name, l.name)
+			for _, c := range culprits {
+				fmt.Fprintf(t, "\t%.1f", 1e3*sum[c]/float64(n))
+			}
+			fmt.Fprintln(t)
+		}
+	}
+	if any {
+		t.Flush()
+	}
 }
 
 func us(v float64) string {

@@ -38,7 +38,9 @@ type Lab struct {
 }
 
 // Open takes the lock, clears up after benches that were killed, and makes the directory and the top group.
-func Open() (_ *Lab, err error) {
+func Open() (*Lab, error) { return open(lockFile) }
+
+func open(lock string) (_ *Lab, err error) {
 	if os.Getuid() != 0 {
 		return nil, errors.New("needs root: makes control groups and loads BPF programs")
 	}
@@ -48,7 +50,7 @@ func Open() (_ *Lab, err error) {
 			err = errors.Join(err, l.Close())
 		}
 	}()
-	if l.lock, err = takeLock(lockFile); err != nil {
+	if l.lock, err = takeLock(lock); err != nil {
 		return l, err
 	}
 	if l.H, err = cgroup.Detect("/sys/fs/cgroup"); err != nil {

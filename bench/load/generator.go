@@ -20,6 +20,8 @@ type generator struct {
 	prefix  []byte // with which every answer begins
 	timeout int64  // ns
 
+	patience time.Duration // of end, with the last answers of a window
+
 	base  time.Time
 	rng   *rand.Rand
 	gap   float64 // mean time between arrivals, ns; 0: none
@@ -64,7 +66,7 @@ func newGenerator(o Options, p protocol) (*generator, error) {
 		return nil, err
 	}
 	g := &generator{
-		request: p.request(), length: length, prefix: prefix, timeout: int64(o.Timeout),
+		request: p.request(), length: length, prefix: prefix, timeout: int64(o.Timeout), patience: o.Patience,
 		base: time.Now(), rng: rand.New(rand.NewPCG(o.Seed, 0x9e3779b97f4a7c15)),
 		buf: make([]byte, 1<<16), now: newRecorder(), spare: newRecorder(),
 	}

@@ -28,6 +28,7 @@ type Options struct {
 	Rate        float64       // arrivals per second; 0 makes none until SetRate
 	Seed        uint64        // of the arrival process
 	Timeout     time.Duration // after which a request is an error; default 10 s
+	Patience    time.Duration // of Collect with the last answers of a window; default 2 s
 	RealTime    bool          // run in the class SCHED_FIFO (needs CAP_SYS_NICE)
 }
 

@@ -42,6 +42,9 @@ func serve(options string, enc *json.Encoder) error {
 	if o.Connections == 0 {
 		o.Connections = 64
 	}
+	if o.Patience == 0 {
+		o.Patience = 2 * time.Second
+	}
 	if o.Timeout == 0 {
 		o.Timeout = 10 * time.Second
 	}
@@ -103,9 +106,6 @@ func serve(options string, enc *json.Encoder) error {
 	return nil
 }
 
-// patience is how long end waits for the last answers of a window.
-const patience = 2 * time.Second
-
 // end ends the window. It is called from another thread than the loop's.
 func (g *generator) end() (Window, error) {
 	g.ended.Store(nil)
@@ -116,10 +116,10 @@ func (g *generator) end() (Window, error) {
 			return r.window(), nil
 		}
 		waited := time.Since(start)
-		if waited > patience {
+		if waited > g.patience {
 			g.giveUp.Store(true)
 		}
-		if waited > 2*patience {
+		if waited > g.patience+2*time.Second {
 			return Window{}, fmt.Errorf("the generator's thread does not run")
 		}
 	}

@@ -210,9 +210,12 @@ func Start(ctx context.Context, s Kind, tree *groups.Tree, dir string, cpus int,
 
 // Connect starts the load generator; each begins the same sequence of arrivals.
 func (o *Service) Connect(seed uint64) (err error) {
-	o.Client, err = load.Start(load.Options{Addr: o.addr, Protocol: o.protocol, Path: o.path, Seed: seed, RealTime: true})
+	o.Client, err = load.Start(load.Options{Addr: o.addr, Protocol: o.protocol, Path: o.path, Seed: seed, RealTime: true, Patience: Patience})
 	return err
 }
+
+// Patience is how long a window waits for its last answers. What is still open then took at least so long.
+const Patience = 400 * time.Millisecond
 
 // Disconnect ends the load generator.
 func (o *Service) Disconnect() {

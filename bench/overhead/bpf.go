@@ -164,8 +164,11 @@ func (b *bpf) trace(stats bool) (*ebpf.Tracer, error) {
 	return t, nil
 }
 
-// attachTime is what runqlat needs to load; its own window begins after that.
-const attachTime = 2 * time.Second
+// A tool needs attachPatience at most to load its programs, and attachTime from its first one to all of them.
+const (
+	attachPatience = 20 * time.Second
+	attachTime     = 500 * time.Millisecond
+)
 
 func (b *bpf) agreement(window time.Duration) (a agreement, err error) {
 	if err := b.contend(); err != nil {
@@ -349,9 +352,14 @@ func toolCost(name string, args []string, window time.Duration) (float64, error)
 	return float64(ns1-ns0) / float64(sw1-sw0), nil
 }
 
-// startTool traces everything, as an operator would, until it is killed.
+// startTool traces everything, as an operator would, until it is killed. It returns when the tool's programs have been there for a
+// moment.
 func startTool(name string, args []string) (*exec.Cmd, error) {
 	path, err := online.Find(name, "libbpf-tools or bpftrace")
+	if err != nil {
+		return nil, err
+	}
+	before, err := countPrograms()
 	if err != nil {
 		return nil, err
 	}
@@ -360,8 +368,21 @@ func startTool(name string, args []string) (*exec.Cmd, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	time.Sleep(attachTime)
-	return cmd, nil
+	for start := time.Now(); time.Since(start) < attachPatience; time.Sleep(50 * time.Millisecond) {
+		n, err := countPrograms()
+		if err == nil && n > before {
+			time.Sleep(attachTime)
+			return cmd, nil
+		}
+	}
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+	return nil, fmt.Errorf("%s loaded no program within %v", name, attachPatience)
+}
+
+func countPrograms() (n int, err error) {
+	err = programs(func(cilium.ProgramID, *cilium.Program) error { n++; return nil })
+	return n, err
 }
 
 // programs calls fn for every BPF program of the machine.

@@ -35,6 +35,7 @@ type cli struct {
 	Replay   replayCmd   `cmd:"" help:"Make the decisions of a recording again, as they were or by another policy."`
 	Trace    traceCmd    `cmd:"" help:"Look into recordings, cut, export and import them."`
 	Restore  restoreCmd  `cmd:"" help:"Put back everything that a killed daemon left changed."`
+	Tune     tuneCmd     `cmd:"" help:"Search for a better policy on recordings."`
 	Simulate simulateCmd `cmd:"" help:"Run scenarios against a model of a node, in milliseconds."`
 	Version  versionCmd  `cmd:"" help:"Print the version."`
 }

@@ -30,6 +30,8 @@ type replayCmd struct {
 	To     string   `placeholder:"TIME" help:"Leave out what is after."`
 	Limit  int      `default:"50" help:"How many differences to list for each trace; 0: all."`
 	Jobs   int      `default:"0" help:"How many traces to replay at once; 0: one for each CPU."`
+	WhatIf bool     `help:"Also estimate, by a response model, what would have come of --policy: violation, work, churn, wrong and missed cuts, with ranges."`
+	Report string   `placeholder:"FILE" help:"Write a page about the trace, with the differences under --policy and the answer to --what-if, if they were given."`
 	JSON   bool     `name:"json" help:"Print the results as JSON."`
 }
 
@@ -37,6 +39,9 @@ type replayCmd struct {
 func (c *replayCmd) Validate() error {
 	if c.Verify && c.Policy != "" {
 		return errors.New("--verify --policy: another policy decides otherwise, there is nothing to verify")
+	}
+	if c.WhatIf && c.Policy == "" {
+		return errors.New("--what-if: what if what? Give --policy")
 	}
 	if c.Limit < 0 || c.Jobs < 0 {
 		return errors.New("--limit, --jobs: want no negative number")
@@ -67,11 +72,11 @@ func (c *replayCmd) Run(e env) error {
 		}
 	}
 	out := c.all(e, series, other)
-	if c.JSON {
+	if c.JSON && !c.WhatIf {
 		if err := c.printJSON(e.stdout, out); err != nil {
 			return err
 		}
-	} else {
+	} else if !c.JSON {
 		for i := range out {
 			c.print(e.stdout, &out[i], other)
 		}
@@ -90,7 +95,7 @@ func (c *replayCmd) Run(e env) error {
 	if failed {
 		return silentError(exitFailure)
 	}
-	return nil
+	return c.more(e, series, other)
 }
 
 // loadPolicy reads a policy as the daemon would.

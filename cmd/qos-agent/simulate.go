@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -13,6 +14,7 @@ type simulateCmd struct {
 	Policy    string   `placeholder:"FILE" help:"Run under this policy instead of the scenario's own. Objectives for the score remain the scenario's."`
 	List      bool     `help:"List the library."`
 	SVG       string   `placeholder:"FILE" help:"Also draw the run; with one scenario only."`
+	Record    string   `placeholder:"FILE" help:"Also write a recording, as of a node, for replay, tune and reports; with one scenario only."`
 	Notes     bool     `help:"Also print the decision log."`
 }
 
@@ -30,8 +32,8 @@ func (c simulateCmd) Run(e env) error {
 	if len(c.Scenarios) == 0 {
 		return fmt.Errorf("simulate: no scenario: give a file, or a name that --list shows")
 	}
-	if c.SVG != "" && len(c.Scenarios) != 1 {
-		return fmt.Errorf("simulate: --svg takes one scenario, not %d", len(c.Scenarios))
+	if (c.SVG != "" || c.Record != "") && len(c.Scenarios) != 1 {
+		return fmt.Errorf("simulate: --svg and --record take one scenario, not %d", len(c.Scenarios))
 	}
 	var pol *policy.Compiled
 	if c.Policy != "" {
@@ -49,7 +51,7 @@ func (c simulateCmd) Run(e env) error {
 		if err != nil {
 			return err
 		}
-		r, err := sim.Run(sc, pol)
+		r, err := c.run(sc, pol)
 		if err != nil {
 			return err
 		}
@@ -77,4 +79,16 @@ func (c simulateCmd) Run(e env) error {
 		return silentError(exitFailure)
 	}
 	return nil
+}
+
+func (c simulateCmd) run(sc *sim.Scenario, pol *policy.Compiled) (*sim.Result, error) {
+	if c.Record == "" {
+		return sim.Run(sc, pol)
+	}
+	f, err := os.Create(c.Record)
+	if err != nil {
+		return nil, err
+	}
+	r, err := sim.Record(sc, pol, f)
+	return r, errors.Join(err, f.Close())
 }

@@ -59,7 +59,8 @@ type loop struct {
 	event    ebpf.Event       // reused
 	bound    time.Duration    // of a wait that has not ended; 0: nobody looks
 	looked   time.Duration
-	waiting  []ebpf.Event // reused
+	waiting  []ebpf.Event     // reused
+	refused  []signal.Refusal // since the last tick
 	rounds   time.Duration
 
 	baselinesAt time.Duration // when they were last handed over
@@ -186,6 +187,7 @@ func (l *loop) onTick(due uint64) {
 	l.o.Instruments.Ticks.Add(1)
 	l.o.Instruments.Overruns.Add(due - 1)
 	l.snapshot = l.o.Collector.Tick()
+	l.snapshot.Refused, l.refused = l.refused, nil
 	l.mayAct(start)
 	if l.o.Recorder.WantsState() {
 		l.o.Recorder.State(l.decide.Checkpoint)
@@ -453,6 +455,7 @@ func (l *loop) record(outcomes []knob.Outcome, why ...control.Note) (wrote bool)
 	for i := range outcomes {
 		o := &outcomes[i]
 		l.writes[o.Kind][o.Result]++
+		l.refusal(o)
 		e := decisionlog.Entry{
 			Kind: decisionlog.KindWrite, Owner: o.Owner, Rule: o.Rule, Pod: o.Pod, Victim: o.Victim, Cgroup: o.Cgroup, Knob: o.Kind.String(),
 			Old: o.Old, New: o.New, Result: o.Result.String(),
@@ -477,6 +480,22 @@ func (l *loop) record(outcomes []knob.Outcome, why ...control.Note) (wrote bool)
 	return wrote
 }
 
+// refusal keeps for the next tick what a controller has to know: that what it wants is not so.
+func (l *loop) refusal(o *knob.Outcome) {
+	r := signal.Refusal{Cgroup: o.Cgroup, Knob: o.Kind.String()}
+	switch {
+	case o.Owner != control.OwnerCPU:
+		return
+	case (o.Result == knob.Failed || o.Result == knob.Mismatch) && o.Err != nil:
+		r.Reason = o.Err.Error()
+	case o.Result == knob.Yielded && o.Kind != knob.CPUIdle: // who takes the posture back means it
+		r.Reason = "someone else has set it"
+	default:
+		return
+	}
+	l.refused = append(l.refused, r)
+}
+
 // note logs a decision.
 func (l *loop) note(seq uint64, n *control.Note, mode policy.Mode) {
 	text := n.String()
@@ -497,7 +516,6 @@ func (l *loop) note(seq uint64, n *control.Note, mode policy.Mode) {
 func inputs(n *control.Note) *decisionlog.Inputs {
 	in := decisionlog.Inputs{
 		WaitSeconds: n.Wait.Seconds(), BeforeSeconds: n.Before.Seconds(), ObjectiveSeconds: n.Objective.Seconds(),
-		CPI: milli(n.CPI), CPIBefore: milli(n.CPIBefore), CPIFence: milli(n.CPIFence),
 		ShareRatio: permille(n.Permille), Belief: n.Belief, PauseSeconds: n.Pause.Seconds(),
 	}
 	if in == (decisionlog.Inputs{}) {
@@ -505,8 +523,6 @@ func inputs(n *control.Note) *decisionlog.Inputs {
 	}
 	return &in
 }
-
-func milli(n uint64) float64 { return float64(n) / 1000 }
 
 // diary hands an entry to the decision log, stamped with the time, the step and the policy in force.
 func (l *loop) diary(e decisionlog.Entry) {

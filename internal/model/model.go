@@ -141,11 +141,11 @@ func Stretch(util float64) float64 {
 
 // Misses is misses per thousand instructions with ways of the cache, of a pod that has mpki with all of them. exponent is 0.5 for
 // the square root rule, 0 for streaming work that never hits anyway.
-func Misses(mpki float64, ways, all int, exponent float64) float64 {
+func Misses(mpki, ways, all, exponent float64) float64 {
 	if ways <= 0 || all <= 0 {
 		return mpki
 	}
-	return mpki * math.Pow(float64(all)/float64(ways), exponent)
+	return mpki * math.Pow(all/ways, exponent)
 }
 
 // CPI is cycles per instruction: what the core needs by itself and what it waits for memory, of which one miss costs miss cycles when

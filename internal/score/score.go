@@ -59,6 +59,9 @@ func (s Score) WorkPercent() float64 {
 // Churn is knob changes an hour.
 func (s Score) Churn() float64 { return ratio(float64(s.Changes)*3600, s.Seconds) }
 
+// FalseCutsPerHour is cuts of innocent pods an hour.
+func (s Score) FalseCutsPerHour() float64 { return ratio(float64(s.FalseCuts)*3600, s.Seconds) }
+
 func percent(part, whole float64) float64 { return 100 * ratio(part, whole) }
 
 func ratio(a, b float64) float64 {
@@ -103,7 +106,7 @@ func (s *Score) Window(d time.Duration, violated bool, parts []Part) {
 // IsCut reports whether a note is about taking something from a pod.
 func IsCut(n *control.Note) bool {
 	switch n.Rule {
-	case control.RuleEventCut, control.RuleTickCut, control.RuleJointCut, control.RuleWidenCut, control.RuleRegrowUndo:
+	case control.RuleEventCut, control.RuleTickCut, control.RuleJointCut, control.RuleWidenCut, control.RuleRegrowUndo, control.RulePlea:
 		return n.From != n.To
 	}
 	return false

@@ -23,6 +23,7 @@ func (r *Result) Check() (wrong []string) {
 		{"workPercent", e.WorkPercent, r.Score.WorkPercent()},
 		{"reversals", e.Reversals, float64(r.Reversals)},
 		{"changes", e.Changes, float64(r.Score.Changes)},
+		{"cpiRisePercent", e.CPIRisePercent, r.CPIRise},
 		{"falseCuts", e.FalseCuts, float64(r.Score.FalseCuts)},
 	} {
 		if b.bounds.Min != nil && b.got < *b.bounds.Min {
@@ -111,6 +112,9 @@ func (r *Result) Summary() string {
 	fmt.Fprintf(&b, "  online beyond objective  %6.2f %% of the time, %.2f %% with nobody held for it\n", s.Violation(), s.Missed())
 	fmt.Fprintf(&b, "  offline work             %6.1f %% of what was wanted, %.2f CPUs\n", s.WorkPercent(), s.Work())
 	fmt.Fprintf(&b, "  knobs turned             %6d times, %d reversals; %d cuts, %d of them of innocent pods\n", s.Changes, r.Reversals, s.Cuts, s.FalseCuts)
+	if r.Scenario.Node.Ways > 0 {
+		fmt.Fprintf(&b, "  CPI of online pods       %6.1f %% above that of each alone\n", r.CPIRise)
+	}
 	if r.FirstCut >= 0 && r.FirstHurt >= 0 {
 		fmt.Fprintf(&b, "  first harm               %v, first cut %v, last change %v\n", r.FirstHurt, r.FirstCut, r.LastChange)
 	}

@@ -37,6 +37,7 @@ type plant struct {
 	bound   time.Duration     // from which a wait is an event; the agent's policy says
 	long    time.Duration     // from which a wait is too long; the scenario says
 
+	moved  uint64  // bytes between cache and memory since the last tick
 	softNS float64 // taken by the hypervisor since the last tick, ns
 	busyNS float64
 	events []signal.WaitEvent
@@ -60,6 +61,7 @@ type body struct {
 	frozen   bool
 	burst    float64 // CPUs
 	held     bool    // below the posture
+	mem      memory
 
 	// Of this tick.
 	mix       model.Mixture
@@ -218,6 +220,7 @@ func (p *plant) advance() {
 	p.t += slice
 	p.arrange()
 	p.divide()
+	p.remember()
 	secs := slice.Seconds()
 	for _, b := range p.present {
 		b.usage += b.used * float64(slice)
@@ -379,6 +382,7 @@ func (p *plant) snapshot(trigger signal.Trigger) *signal.Snapshot {
 	}
 	s.Node.Topology.CPUs = p.cpus
 	s.Node.Caps = p.caps()
+	p.hardware(&s.Node)
 	s.Node.CPU = signal.NodeCPUSample{At: s.Now, Span: span, BusyNS: uint64(p.busyNS), StealNS: uint64(p.softNS)}
 	for i, b := range p.present {
 		b.snapshotIndex = i
@@ -386,6 +390,10 @@ func (p *plant) snapshot(trigger signal.Trigger) *signal.Snapshot {
 	}
 	for i, b := range p.present {
 		s.Containers = append(s.Containers, p.sample(i, b, trigger, span))
+	}
+	if p.sc.Node.Ways > 0 && trigger == signal.Tick {
+		s.Node.Bandwidth = []signal.DomainBandwidth{{At: s.Now, Span: span, State: signal.RDTOK, TotalBytes: p.moved}}
+		p.moved = 0
 	}
 	for _, e := range p.events {
 		v := p.bodies[e.Victim]
@@ -457,6 +465,8 @@ func (p *plant) sample(i int, b *body, trigger signal.Trigger, span time.Duratio
 // rest ends a tick's counts.
 func (p *plant) rest(b *body, c signal.ContainerSample, trigger signal.Trigger) signal.ContainerSample {
 	if trigger == signal.Tick {
+		p.counters(b, &c)
+		b.mem.cycles, b.mem.instructions, b.mem.misses = 0, 0, 0
 		clear(b.buckets[:])
 		clear(b.blame)
 		b.count, b.sumNS, b.usage = 0, 0, 0
@@ -466,7 +476,7 @@ func (p *plant) rest(b *body, c signal.ContainerSample, trigger signal.Trigger) 
 }
 
 func (p *plant) caps() signal.Capabilities {
-	c := signal.Capabilities{RunQueue: true, CPUIdle: true, CPUBurst: true, CPUQuota: true, CPUSet: true, Freeze: true, GroupPSI: true}
+	c := signal.Capabilities{RunQueue: true, CPUIdle: true, CPUBurst: true, CPUQuota: true, CPUSet: true, Freeze: true, GroupPSI: true, NestedLimits: true}
 	for _, m := range p.sc.Node.Missing {
 		switch m {
 		case "cpuIdle":
@@ -480,7 +490,7 @@ func (p *plant) caps() signal.Capabilities {
 		case "freeze":
 			c.Freeze = false
 		case "groupPSI":
-			c.GroupPSI = false
+			c.GroupPSI, c.NestedLimits = false, false
 		case "runQueue":
 			c.RunQueue = false
 		}

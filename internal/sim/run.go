@@ -25,6 +25,8 @@ type Result struct {
 	Notes           []Note
 	// Reversals counts how often a pod was cut after it had been given something, or the other way round.
 	Reversals int
+	// CPIRise is how far the CPI of online pods was above that of each alone, in percent.
+	CPIRise float64
 	// FirstHurt and FirstCut are when an online pod was first beyond its objective, and when something was first cut; -1: never.
 	FirstHurt, FirstCut time.Duration
 	// LastChange is when a knob last turned, the posture not counted.
@@ -54,7 +56,10 @@ type Line struct {
 
 // Run runs a scenario under a policy: its own if pol is nil. The objectives that count for the result are the scenario's own in any case:
 // a policy does not get better by promising less.
-func Run(sc *Scenario, pol *policy.Compiled) (*Result, error) {
+func Run(sc *Scenario, pol *policy.Compiled) (*Result, error) { return Watch(sc, pol, nil) }
+
+// Watch is Run and shows every step: what the agent saw and what it came to. Both are valid until watch returns.
+func Watch(sc *Scenario, pol *policy.Compiled, watch func(*signal.Snapshot, *decide.Decision)) (*Result, error) {
 	own, err := sc.Compile()
 	if err != nil {
 		return nil, err
@@ -63,7 +68,7 @@ func Run(sc *Scenario, pol *policy.Compiled) (*Result, error) {
 		pol = own
 	}
 	r := &runner{
-		plant: newPlant(sc), pol: pol, own: own, brain: decide.New(), last: make(map[string]bool),
+		plant: newPlant(sc), pol: pol, own: own, watch: watch, brain: decide.New(), last: make(map[string]bool), shares: make(map[string][2]int),
 		res: &Result{Scenario: sc, Policy: pol.Name(), FirstHurt: -1, FirstCut: -1, LastChange: -1},
 	}
 	total := sc.Duration.D()
@@ -104,18 +109,20 @@ func Run(sc *Scenario, pol *policy.Compiled) (*Result, error) {
 }
 
 type runner struct {
-	plant *plant
-	pol   *policy.Compiled
-	own   *policy.Compiled // the scenario's
-	brain *decide.State
-	res   *Result
-	lines []*Line // by index into Scenario.Pods
-	plan  []knob.Want
-	grant []control.Grant
-	wake  time.Duration
-	point time.Duration
-	last  map[string]bool // which way each pod last went
-	since time.Duration   // within the score's window
+	plant  *plant
+	pol    *policy.Compiled
+	own    *policy.Compiled // the scenario's
+	watch  func(*signal.Snapshot, *decide.Decision)
+	brain  *decide.State
+	res    *Result
+	lines  []*Line // by index into Scenario.Pods
+	plan   []knob.Want
+	grant  []control.Grant
+	wake   time.Duration
+	point  time.Duration
+	shares map[string][2]int // ways and bandwidth of each offline pod
+	last   map[string]bool   // which way each pod last went
+	since  time.Duration     // within the score's window
 }
 
 // decide takes a step and makes its plan hold.
@@ -127,6 +134,9 @@ func (r *runner) decide(trigger signal.Trigger) {
 	p.bound = d.Spec.Objectives.CPUWaitEvent.D()
 	p.long = max(r.objective(), time.Millisecond)
 	r.check(snap, &d)
+	if r.watch != nil {
+		r.watch(snap, &d)
+	}
 	if n := score.Churn(r.plan, d.Plan); n > 0 {
 		r.res.Score.Changes += n
 		r.res.LastChange = p.t
@@ -137,6 +147,29 @@ func (r *runner) decide(trigger signal.Trigger) {
 		r.note(&d.Notes[i])
 	}
 	p.apply(d.Plan)
+	if d.Spec.Mode == policy.Enforce {
+		r.hold(d.Shares)
+	} else {
+		p.share(nil)
+	}
+}
+
+// hold makes the shares of cache and bandwidth hold.
+func (r *runner) hold(shares []knob.Share) {
+	for i := range shares {
+		s := &shares[i]
+		if s.Role == knob.RoleOffline && (s.Ways.N > 0 && s.Ways.N < 1 || s.MB.N > 0 && s.MB.N < 10) {
+			r.broken("%d ways and %d %% of the bandwidth for %s are less than the machine takes", s.Ways.N, s.MB.N, s.Pod)
+		}
+		was := r.shares[s.Pod]
+		now := [2]int{s.Ways.N, s.MB.N}
+		if s.Role == knob.RoleOffline && was != now {
+			r.shares[s.Pod] = now
+			r.res.Score.Changes++
+			r.res.LastChange = r.plant.t
+		}
+	}
+	r.plant.share(shares)
 }
 
 // note takes in a line of the decision log.
@@ -168,6 +201,9 @@ func (r *runner) note(n *control.Note) {
 
 // guilty reports whether the pod of a note really hurts its victim.
 func (r *runner) guilty(n *control.Note) bool {
+	if n.Owner != control.OwnerCPU || n.Rule == control.RulePlea {
+		return r.plant.pulls(n.Pod, n.Victim) >= score.Noticeable
+	}
 	for _, v := range r.plant.present {
 		if v.static.Key() != n.Victim {
 			continue
@@ -216,7 +252,7 @@ func (r *runner) work() {
 			if b.Limit > 0 {
 				want = min(want, b.Limit)
 			}
-			r.res.Score.WorkSeconds += b.used * secs
+			r.res.Score.WorkSeconds += b.used * b.speed() * secs
 			r.res.Score.WantedSeconds += want * secs
 		}
 	}
@@ -287,6 +323,7 @@ func (b *body) may() float64 {
 // finish looks at what is left, and at whether it goes.
 func (r *runner) finish() {
 	p := r.plant
+	r.res.CPIRise = p.rise()
 	for i, g := range r.grant {
 		if g != (control.Grant{}) && i < len(p.present) {
 			r.res.Held = append(r.res.Held, p.present[i].Name)

@@ -56,8 +56,12 @@ type Node struct {
 	Threads int `yaml:"threads" want:"1..8"`
 	// Sockets, each a NUMA node with a last-level cache.
 	Sockets int `yaml:"sockets" want:"1..16"`
-	// Missing kernel features.
-	Missing []string `yaml:"missing,omitempty" want:"cpuIdle|cpuBurst|cpuQuota|cpuSet|freeze|groupPSI|runQueue"`
+	// Ways of the last-level cache, which CAT can share out and CMT can see; 0: the machine has neither RDT nor hardware counters.
+	Ways int `yaml:"ways" want:"0..32"`
+	// MemoryMBps is what the memory can move, which MBA can limit and MBM can see, MB/s.
+	MemoryMBps float64 `yaml:"memoryMBps" want:"0..10000000"`
+	// Missing features.
+	Missing []string `yaml:"missing,omitempty" want:"cpuIdle|cpuBurst|cpuQuota|cpuSet|freeze|groupPSI|runQueue|cacheAllocation|bandwidthAllocation"`
 }
 
 // Pod is a pod. An online pod waits, an offline pod makes others wait; a pod may do both.
@@ -96,6 +100,18 @@ type Pod struct {
 
 	// Harm is what it does to online pods.
 	Harm Harm `yaml:"harm"`
+	// Memory is how it uses cache and memory; on machines with ways.
+	Memory Memory `yaml:"memory"`
+}
+
+// Memory is how a pod uses cache and memory.
+type Memory struct {
+	// CPI is what the core needs for an instruction when everything is in its own caches.
+	CPI float64 `yaml:"cpi" want:"0.1..20"`
+	// MPKI is misses per thousand instructions with all of the last-level cache.
+	MPKI float64 `yaml:"mpki" want:"0..1000"`
+	// Exponent says how the misses grow with fewer ways: 0.5 is the square root rule, 0 streams that never hit anyway.
+	Exponent float64 `yaml:"exponent" want:"0..2"`
 }
 
 // LoadStep sets the CPUs that a pod would use from a time on.
@@ -166,6 +182,8 @@ type Expect struct {
 	Reversals Bounds `yaml:"reversals"`
 	// Changes bounds how many knobs turned.
 	Changes Bounds `yaml:"changes"`
+	// CPIRisePercent bounds how far the CPI of online pods was above that of the pod alone, over the whole run.
+	CPIRisePercent Bounds `yaml:"cpiRisePercent"`
 	// FalseCuts bounds the cuts of pods without a part in the victim's wait.
 	FalseCuts Bounds `yaml:"falseCuts"`
 	// SettlesBy is when the plan must have come to rest: no knob turns after it.
@@ -216,6 +234,9 @@ func (p *Pod) fill() {
 	if p.Sensitivity == 0 {
 		p.Sensitivity = 1
 	}
+	if p.Memory.CPI == 0 {
+		p.Memory.CPI = 0.8
+	}
 	if p.Harm.Knee == 0 {
 		p.Harm.Knee = 1
 	}
@@ -251,6 +272,9 @@ func (s *Scenario) check(file string) (errs strictyaml.ErrorList) {
 	}
 	if want := filepath.Base(file); s.Name+".yaml" != want {
 		fail("name", fmt.Sprintf("is %q in a file called %s", s.Name, want), "the file's name without .yaml")
+	}
+	if n := s.Node; (n.Ways > 0) != (n.MemoryMBps > 0) {
+		fail("node.ways", "and memoryMBps stand without each other", "both, or neither")
 	}
 	if n := s.Node; n.CPUs%(n.Threads*n.Sockets) != 0 {
 		fail("node.cpus", fmt.Sprintf("is %d, with %d threads a core and %d sockets", n.CPUs, n.Threads, n.Sockets), "a multiple of threads times sockets")

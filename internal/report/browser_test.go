@@ -1,0 +1,83 @@
+package report
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/qos-agent/qos-agent/test/browser"
+)
+
+// open shows a page from a file, as people do.
+func open(t *testing.T, html string) *browser.Tab {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "report.html")
+	if err := os.WriteFile(file, []byte(html), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tab := browser.New(t, 1280, 900)
+	tab.Open("file://" + file)
+	tab.Wait("window.qosReport !== undefined && qosReport.plots().length > 0")
+	return tab
+}
+
+func noFaults(t *testing.T, tab *browser.Tab) {
+	t.Helper()
+	if f := tab.Faults(); len(f) > 0 {
+		t.Errorf("faults in the page:\n%s", strings.Join(f, "\n"))
+	}
+}
+
+func TestBrowserShowsOnePod(t *testing.T) {
+	tab := open(t, page(t, crowd(t, 1, 1), 30*time.Second))
+	tab.Wait("qosReport.plots().length === 2")
+	tab.Wait("document.querySelectorAll('#onlineTable tbody tr').length === 1 && document.querySelectorAll('#offlinePlots canvas').length === 1")
+
+	// Zooming one plot zooms all; the button shows everything again.
+	tab.Eval("qosReport.plots()[0].setScale('x', {min: qosReport.xs[10], max: qosReport.xs[20]}), 0", nil)
+	tab.Wait("qosReport.plots().every((p) => p.scales.x.min === qosReport.xs[10] && p.scales.x.max === qosReport.xs[20])")
+	tab.Eval("document.getElementById('reset').click(), 0", nil)
+	tab.Wait("qosReport.plots().every((p) => p.scales.x.min === qosReport.xs[0] && p.scales.x.max === qosReport.xs[qosReport.xs.length - 1])")
+	tab.Screenshot("report-1-light", true)
+
+	// A plot that is made again in the other scheme takes its colours.
+	var light, dark string
+	const colour = "qosReport.plots()[0].series[1].stroke()"
+	tab.Dark(false)
+	tab.Wait("qosReport.plots().length === 2")
+	tab.Eval(colour, &light)
+	tab.Dark(true)
+	tab.Wait("qosReport.plots().length === 2 && " + colour + " !== '" + light + "'")
+	tab.Eval(colour, &dark)
+	if light == dark {
+		t.Errorf("plots are %s in both schemes", light)
+	}
+	tab.Screenshot("report-1-dark", true)
+	noFaults(t, tab)
+}
+
+func TestBrowserShowsManyPods(t *testing.T) {
+	tab := open(t, page(t, crowd(t, 50, 100), 10*time.Second))
+	var made int
+	tab.Eval("qosReport.plots().length", &made)
+	if made == 0 || made >= 150 {
+		t.Errorf("%d plots are made before anybody looked", made)
+	}
+	tab.Wait("document.querySelectorAll('.plot').length === 150")
+	// No text runs out of the page, at the width of a laptop and of a phone.
+	for _, width := range []int{1280, 420} {
+		tab.Size(width, 900)
+		tab.Wait("document.documentElement.scrollWidth <= window.innerWidth")
+	}
+	tab.Size(1280, 900)
+	tab.Eval("(document.getElementById('filter').value = 'batch-07', document.getElementById('filter').dispatchEvent(new Event('input')), 0)", nil)
+	tab.Wait("[...document.querySelectorAll('.plot')].filter((p) => p.style.display !== 'none').length === 10")
+	tab.Eval("(document.getElementById('filter').value = '', document.getElementById('filter').dispatchEvent(new Event('input')), 0)", nil)
+	tab.Eval("(window.dispatchEvent(new Event('beforeprint')), 0)", nil)
+	tab.Wait("qosReport.plots().length >= 48")
+	tab.Eval("(window.dispatchEvent(new Event('afterprint')), 0)", nil)
+	tab.Screenshot("report-150-light", false)
+	noFaults(t, tab)
+}
