@@ -87,5 +87,9 @@ bench-rdt: ## cache and bandwidth in a closed loop, on the emulated machine with
 bench-tune: ## record a bad policy, tune on that recording, run both in turn (root, 3 minutes)
 	go run ./bench/tune
 
+.PHONY: bench-watched
+bench-watched: ## what it costs the daemon to be looked at, by page and top (root, 3 minutes)
+	go run ./bench/watched
+
 clean: ## remove what was built
 	rm -rf bin dist demo/out
