@@ -7,7 +7,7 @@ GOFLAGS_BUILD = -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 IMAGE_TAG ?= $(shell sed -n 's/^appVersion: *"\(.*\)"/\1/p' deploy/helm/qos-agent/Chart.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-unit test-kernel test-vm test-rig rig deps generate lint bench-load bench-quick bench-interference bench-knobs bench-overhead bench-reaction bench-tune bench-rdt clean
+.PHONY: help build demo test test-unit test-kernel test-vm test-rig rig deps generate lint bench-load bench-quick bench-interference bench-knobs bench-overhead bench-reaction bench-tune bench-rdt bench-replay clean
 .PHONY: image e2e
 
 help: ## this list
@@ -78,11 +78,18 @@ bench-overhead: ## cost of the BPF programs beside runqlat's, and of the daemon 
 bench-reaction: ## from a surge, a burst and the kernel's event to the agent's write, beside koordlet's rule (root, 6 minutes)
 	go run ./bench/reaction
 
+bench-replay: ## bytes, cost and speed of recording and replay of 150 containers; TRACE=dir adds a real daemon's (4 minutes)
+	go run ./bench/replay $(if $(TRACE),--trace $(TRACE))
+
 bench-rdt: ## cache and bandwidth in a closed loop, on the emulated machine with RDT (20 minutes)
 	go run ./bench/rdt
 
 bench-tune: ## record a bad policy, tune on that recording, run both in turn (root, 3 minutes)
 	go run ./bench/tune
+
+.PHONY: bench-watched
+bench-watched: ## what it costs the daemon to be looked at, by page and top (root, 3 minutes)
+	go run ./bench/watched
 
 clean: ## remove what was built
 	rm -rf bin dist demo/out

@@ -6,12 +6,12 @@ import (
 	"math"
 	"math/rand/v2"
 	"net/http"
-	"os"
 	"regexp"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
+
+	"github.com/prometheus/procfs"
 
 	"github.com/qos-agent/qos-agent/bench/load"
 	"github.com/qos-agent/qos-agent/internal/server"
@@ -71,38 +71,31 @@ func (s *stage) play(ctx context.Context) (*report, error) {
 
 // busyShare is the share of all CPU time that is used during d, while the demo itself rests.
 func busyShare(ctx context.Context, d time.Duration) (float64, error) {
-	before, err := cpuTimes()
+	proc, err := procfs.NewDefaultFS()
+	if err != nil {
+		return 0, err
+	}
+	before, err := proc.Stat()
 	if err != nil {
 		return 0, err
 	}
 	if err := sleep(ctx, d); err != nil {
 		return 0, err
 	}
-	after, err := cpuTimes()
+	after, err := proc.Stat()
 	if err != nil {
 		return 0, err
 	}
-	total := 0.0
-	for i := range after {
-		total += after[i] - before[i]
-	}
-	idle := after[3] - before[3] + after[4] - before[4] // idle and waiting for disks
-	return 1 - idle/max(total, 1), nil
+	idle, total := cpuSeconds(&after.CPUTotal)
+	idleBefore, totalBefore := cpuSeconds(&before.CPUTotal)
+	return 1 - (idle-idleBefore)/max(total-totalBefore, 0.01), nil
 }
 
-// cpuTimes is the first line of /proc/stat without guest time, which is in user time already.
-func cpuTimes() (t [8]float64, err error) {
-	text, err := os.ReadFile("/proc/stat")
-	if err != nil {
-		return t, err
-	}
-	f := strings.Fields(string(text))
-	for i := range t {
-		if t[i], err = strconv.ParseFloat(f[i+1], 64); err != nil {
-			return t, fmt.Errorf("/proc/stat: %w", err)
-		}
-	}
-	return t, nil
+// cpuSeconds is the machine's CPU time so far, without guest time, which is in user time already, and the part of it in which nothing
+// ran or a disk was waited for.
+func cpuSeconds(c *procfs.CPUStat) (idle, total float64) {
+	idle = c.Idle + c.Iowait
+	return idle, idle + c.User + c.Nice + c.System + c.IRQ + c.SoftIRQ + c.Steal
 }
 
 // calibrate finds how many requests a second the service answers at most, by asking for more than that for moments.

@@ -46,6 +46,7 @@ need /usr/include/glib-2.0/glib.h libglib2.0-dev
 need /usr/include/pixman-1/pixman.h libpixman-1-dev
 need /usr/include/libfdt.h libfdt-dev
 need /usr/include/zlib.h zlib1g-dev
+need qemu-aarch64 qemu-user                   # the image's program for arm64
 need promtool prometheus                      # promtool checks metrics and alerts, the server scrapes the agent
 need chromium chromium                        # the live page, as people see it
 need tmux tmux                                # a terminal for qos-agent top

@@ -1,8 +1,10 @@
 package lab
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/qos-agent/qos-agent/test/daemon"
 	"github.com/qos-agent/qos-agent/test/work"
@@ -49,4 +51,30 @@ func (s *Site) Options(spec string) (daemon.Options, error) {
 	}
 	text := "apiVersion: qos-agent.io/v1alpha1\nkind: QoSPolicy\nmetadata: {name: bench}\nspec:\n" + spec
 	return o, daemon.Replace(filepath.Join(o.PolicyDir, "policy.yaml"), text)
+}
+
+// Populate makes n single-container pods, a third of them online, each with a process that wakes 20 times a second, and the file that lists
+// them for the daemon.
+func (s *Site) Populate(n int) error {
+	pods := make([]daemon.Pod, n)
+	for i := range pods {
+		name := fmt.Sprintf("pod%04d", i)
+		group, err := s.Tree.Make(name)
+		if err != nil {
+			return err
+		}
+		class := "offline"
+		if i%3 == 0 {
+			class = "online"
+		}
+		pods[i] = daemon.Pod{Namespace: "bench", Name: name, Cgroup: group, Labels: map[string]string{"qos-agent.io/class": class}}
+		if _, err := s.Start(group, work.Pulse(50*time.Microsecond, 50*time.Millisecond)); err != nil {
+			return err
+		}
+	}
+	o, err := s.Options("  mode: enforce\n")
+	if err != nil {
+		return err
+	}
+	return daemon.WriteStaticPods(o.StaticPods, pods...)
 }

@@ -32,7 +32,7 @@ type costRow struct {
 func (c *cli) scale(ctx context.Context, s *lab.Site, r *result) error {
 	fmt.Printf("\n%10s %9s %22s %8s %12s %18s\n", "containers", "tick", "CPU of one core", "RSS", "allocs/tick", "tick p50 / p99")
 	for _, n := range c.Containers {
-		if err := c.populate(s, n); err != nil {
+		if err := s.Populate(n); err != nil {
 			return err
 		}
 		for _, interval := range c.Intervals {
@@ -93,31 +93,6 @@ func line(x, y []float64) (slope, base float64) {
 	n := float64(len(x))
 	slope = (n*sxy - sx*sy) / (n*sxx - sx*sx)
 	return slope, (sy - slope*sx) / n
-}
-
-// populate makes n single-container pods, a third of them online, each with a process that wakes 20 times a second.
-func (c *cli) populate(s *lab.Site, n int) error {
-	pods := make([]daemon.Pod, n)
-	for i := range pods {
-		name := fmt.Sprintf("pod%04d", i)
-		group, err := s.Tree.Make(name)
-		if err != nil {
-			return err
-		}
-		class := "offline"
-		if i%3 == 0 {
-			class = "online"
-		}
-		pods[i] = daemon.Pod{Namespace: "bench", Name: name, Cgroup: group, Labels: map[string]string{"qos-agent.io/class": class}}
-		if _, err := s.Start(group, work.Pulse(50*time.Microsecond, 50*time.Millisecond)); err != nil {
-			return err
-		}
-	}
-	o, err := s.Options("  mode: enforce\n")
-	if err != nil {
-		return err
-	}
-	return daemon.WriteStaticPods(o.StaticPods, pods...)
 }
 
 func (c *cli) row(ctx context.Context, s *lab.Site, n int, interval time.Duration) (costRow, error) {

@@ -49,18 +49,21 @@ type results struct {
 func main() {
 	out := flag.String("out", "bench/results/rdt.json", "`file` for the figures")
 	kernels := flag.String("kernels", "6.12", "series of Debian's kernels, comma-separated")
+	match := flag.String("run", "", "only stories whose test's name matches this `regexp`")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *out, *kernels); err != nil {
+	if err := run(ctx, *out, *kernels, *match); err != nil {
 		fmt.Fprintln(os.Stderr, "rdt:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, out, kernels string) error {
-	cmd := exec.CommandContext(ctx, "go", "run", "./test/runner", "-layers", "rig", "-kernels", kernels, "-only", "test/rdt$", "-long", "-keep", prefix)
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+func run(ctx context.Context, out, kernels, match string) error {
+	cmd := exec.CommandContext(ctx, "go", "run", "./test/runner", "-layers", "rig", "-kernels", kernels, "-only", "test/rdt$", "-run", match, "-long", "-keep", prefix)
+	// go run does not pass signals on.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
 	cmd.WaitDelay = 30 * time.Second
 	cmd.Stderr = os.Stderr
 	pipe, err := cmd.StdoutPipe()

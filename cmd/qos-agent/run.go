@@ -45,7 +45,7 @@ const (
 type runCmd struct {
 	PolicyDir   string        `placeholder:"DIR" help:"Directory of policy files, such as a mounted ConfigMap. Default: the built-in policy."`
 	Pods        string        `enum:"cri,static" default:"cri" help:"Where pods come from: ${enum}."`
-	CRIEndpoint string        `name:"cri-endpoint" placeholder:"URL" help:"Container runtime's socket (unix:///...); default: the first that exists of those where runtimes usually listen."`
+	CRIEndpoint string        `name:"cri-endpoint" placeholder:"URL" help:"Container runtime's socket (unix:///...); default: the first that answers of those where runtimes usually listen, looked for again until one does."`
 	StaticPods  string        `placeholder:"FILE" help:"File that lists pods, with --pods static."`
 	CgroupRoot  string        `default:"/sys/fs/cgroup" help:"Where control groups are mounted."`
 	RunDir      string        `default:"${run_dir}" help:"Directory for the journal and the lock; on a tmpfs."`
@@ -251,7 +251,7 @@ func (c *runCmd) serve(ctx context.Context, p parts) (err error) {
 		}
 	}
 	report := capability.Run(ctx, capability.Options{
-		CgroupRoot: c.CgroupRoot, CRIEndpoints: []string{c.endpoint()},
+		CgroupRoot: c.CgroupRoot, CRIEndpoints: c.endpoints(),
 		Trace: func() error { return traceErr }, // it has just been tried for good
 	})
 	for _, probe := range report.Probes {
@@ -263,6 +263,7 @@ func (c *runCmd) serve(ctx context.Context, p parts) (err error) {
 	options := collect.Options{
 		Hierarchy: p.hierarchy, Clock: clock.System{}, Log: log, Caps: report.Capabilities(), OriginalCPUs: p.executor.OriginalCPUs,
 	}
+	options.Caps.NestedLimits = p.hierarchy.V2(cgroup.CPU) && p.hierarchy.V2(cgroup.CPUSet)
 	if x := p.classes; x != nil {
 		options.Resctrl, options.MonitorGroup, options.RDT = x.FS(), x.MonitorGroup, collect.Facts(x.Info(), "/sys")
 	}
@@ -376,19 +377,13 @@ func (c *runCmd) source(h *cgroup.Hierarchy, log *slog.Logger) (pods.Source, err
 	if c.Pods == "static" {
 		return pods.NewStatic(pods.StaticOptions{File: c.StaticPods, Hierarchy: h, Log: log})
 	}
-	return pods.NewCRI(pods.CRIOptions{Endpoint: c.endpoint(), Hierarchy: h, Log: log})
+	return pods.NewCRI(pods.CRIOptions{Endpoints: c.endpoints(), Hierarchy: h, Log: log})
 }
 
-// endpoint is the runtime's socket as given, or the first that exists; with none there, the most common, which may come yet.
-func (c *runCmd) endpoint() string {
+// endpoints is the runtime's socket as given, or where runtimes usually listen.
+func (c *runCmd) endpoints() []string {
 	if c.CRIEndpoint != "" {
-		return c.CRIEndpoint
+		return []string{c.CRIEndpoint}
 	}
-	known := capability.DefaultEndpoints()
-	for _, e := range known {
-		if _, err := os.Stat(strings.TrimPrefix(e, "unix://")); err == nil {
-			return e
-		}
-	}
-	return known[0]
+	return capability.DefaultEndpoints()
 }

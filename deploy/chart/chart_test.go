@@ -5,6 +5,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -15,6 +16,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/kustomize/api/krusty"
 	"sigs.k8s.io/kustomize/kyaml/filesys"
@@ -107,6 +109,10 @@ func TestKustomizeBase(t *testing.T) {
 				t.Fatal(err)
 			}
 			check(t, text)
+			if args := daemonSet(t, text, "qos-agent").Spec.Template.Spec.Containers[0].Args; filepath.Base(filepath.Dir(file)) == "enforce" &&
+				(!slices.Contains(args, "--mode=enforce") || slices.Contains(args, "--mode=observe")) {
+				t.Errorf("the overlay enforce has %q", args)
+			}
 		})
 	}
 }
@@ -143,8 +149,10 @@ func check(t *testing.T, text []byte) {
 		}
 		seen[key+head.Name] = true
 		make := map[string]func() any{
-			"v1 Namespace":                            func() any { return new(corev1.Namespace) },
-			"v1 ServiceAccount":                       func() any { return new(corev1.ServiceAccount) },
+			"v1 Namespace":      func() any { return new(corev1.Namespace) },
+			"v1 ServiceAccount": func() any { return new(corev1.ServiceAccount) },
+			"rbac.authorization.k8s.io/v1 ClusterRole":        func() any { return new(rbacv1.ClusterRole) },
+			"rbac.authorization.k8s.io/v1 ClusterRoleBinding": func() any { return new(rbacv1.ClusterRoleBinding) },
 			"v1 ConfigMap":                            func() any { return new(corev1.ConfigMap) },
 			"v1 Service":                              func() any { return new(corev1.Service) },
 			"apps/v1 DaemonSet":                       func() any { return new(appsv1.DaemonSet) },
@@ -162,6 +170,11 @@ func check(t *testing.T, text []byte) {
 			t.Errorf("%s %s: %v", key, head.Name, err)
 		}
 		switch o := object.(type) {
+		case *rbacv1.ClusterRole:
+			want := []rbacv1.PolicyRule{{APIGroups: []string{"events.k8s.io"}, Resources: []string{"events"}, Verbs: []string{"create"}}}
+			if diff := cmp.Diff(want, o.Rules); diff != "" {
+				t.Errorf("rights (- the only one there may be, + rendered):\n%s", diff)
+			}
 		case *corev1.ConfigMap:
 			checkPolicies(t, o)
 		case *appsv1.DaemonSet:

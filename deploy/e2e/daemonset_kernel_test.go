@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
@@ -25,6 +24,7 @@ import (
 	"github.com/qos-agent/qos-agent/internal/server"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
 	"github.com/qos-agent/qos-agent/test/containerd"
+	"github.com/qos-agent/qos-agent/test/daemon"
 	"github.com/qos-agent/qos-agent/test/groups"
 )
 
@@ -139,17 +139,8 @@ func (s *stage) wait(p *e2e.Pod, what string, ok func(*server.State) bool) *serv
 }
 
 func get(ctx context.Context, port int, path string) (int, string, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://127.0.0.1:%d%s", port, path), nil)
-	if err != nil {
-		return 0, "", err
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return 0, "", err
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	return resp.StatusCode, string(text), err
+	d := daemon.Daemon{Addr: fmt.Sprintf("127.0.0.1:%d", port)}
+	return d.Get(ctx, path)
 }
 
 // cut reports whether the batch pod has been cut for the web pod's sake.

@@ -168,5 +168,8 @@ func tree(files map[string][]byte, dirs []string, created time.Time) ([]byte, er
 			return nil, err
 		}
 	}
-	return buf.Bytes(), w.Close()
+	if err := w.Close(); err != nil { // writes the end of the archive
+		return nil, err
+	}
+	return buf.Bytes(), nil
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -125,6 +126,18 @@ func checkImage(t *testing.T, img v1.Image, arch string) {
 	if c.Architecture != arch || c.Config.Entrypoint[0] != "/usr/bin/qos-agent" {
 		t.Errorf("%s: config %+v", arch, c)
 	}
+	layers, err := img.Layers()
+	if err != nil || len(layers) != 1 {
+		t.Fatalf("%s: %d layers %v", arch, len(layers), err)
+	}
+	whole, err := layers[0].Uncompressed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := io.ReadAll(whole)
+	if err != nil || len(text)%512 != 0 || !bytes.Equal(text[len(text)-1024:], make([]byte, 1024)) {
+		t.Errorf("%s: the layer is no complete tar: %d bytes, %v", arch, len(text), err)
+	}
 	files := mutate.Extract(img)
 	defer files.Close()
 	sizes := map[string]int64{}
@@ -142,6 +155,9 @@ func checkImage(t *testing.T, img v1.Image, arch string) {
 		if h.Typeflag == tar.TypeReg {
 			sizes[h.Name] = h.Size
 		}
+		if h.Name == "usr/bin/qos-agent" {
+			checkProgram(t, r, arch)
+		}
 	}
 	programs := slices.DeleteFunc(slices.Collect(maps.Keys(sizes)), func(n string) bool { return !strings.HasPrefix(n, "usr/bin/") })
 	if diff := cmp.Diff([]string{"usr/bin/qos-agent"}, programs); diff != "" {
@@ -150,6 +166,32 @@ func checkImage(t *testing.T, img v1.Image, arch string) {
 	if sizes["usr/share/qos-agent/policies/default.yaml"] == 0 {
 		t.Errorf("%s: the ready-made policies are missing", arch)
 	}
+}
+
+// checkProgram runs the agent of the image, that of the other architecture in an emulator of programs.
+func checkProgram(t *testing.T, program io.Reader, arch string) {
+	t.Run("run "+arch, func(t *testing.T) {
+		text, err := io.ReadAll(program)
+		if err != nil {
+			t.Fatal(err)
+		}
+		file := filepath.Join(t.TempDir(), "qos-agent")
+		if err := os.WriteFile(file, text, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		command := []string{file, "version"}
+		if arch != runtime.GOARCH {
+			emulator := map[string]string{"arm64": "qemu-aarch64", "amd64": "qemu-x86_64"}[arch]
+			if _, err := exec.LookPath(emulator); err != nil {
+				t.Skip("needs qemu-user: runs programs of other architectures")
+			}
+			command = append([]string{emulator}, command...)
+		}
+		out, err := exec.Command(command[0], command[1:]...).CombinedOutput()
+		if err != nil || !strings.HasPrefix(string(out), "qos-agent v1.2.3 ") || !strings.HasSuffix(strings.TrimSpace(string(out)), "linux/"+arch) {
+			t.Errorf("%q: %v %s", command, err, out)
+		}
+	})
 }
 
 // checkBOM holds a bill of materials against what the go command says is linked in.

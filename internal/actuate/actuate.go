@@ -84,20 +84,21 @@ type Executor struct {
 	last     []knob.Want            // the plan that was applied last
 	wants    map[knob.Target]*entry // the same by knob
 	held     map[knob.Target]*unit
-	order    []*unit               // held, in the order in which Audit looks at them
-	cursor   int                   // of Audit
-	dirty    map[knob.Target]bool  // knobs that have to be looked at
-	retries  map[knob.Target]retry // what could not be done yet
-	retryAt  time.Time             // when the first of them is due; zero if there are none
-	refusals map[refusal]uint64    // by the plan that held it last
-	plan     uint64                // counts plans
-	version  uint64                // counts changes of Held
-	applied  bool                  // there was a plan
-	adopted  int                   // knobs taken over from a dead agent
-	early    []knob.Outcome        // what became of adopted knobs before the first Apply: their groups are gone, or thawed
-	online   cpuset.Set            // in this round, where cpusets of cgroup v1 are concerned
-	own      []string              // the groups in which this process runs
-	other    int                   // knobs of another boot that were dropped
+	closed   map[knob.Target]*record // held by a dead agent, and could not be opened yet
+	order    []*unit                 // held, in the order in which Audit looks at them
+	cursor   int                     // of Audit
+	dirty    map[knob.Target]bool    // knobs that have to be looked at
+	retries  map[knob.Target]retry   // what could not be done yet
+	retryAt  time.Time               // when the first of them is due; zero if there are none
+	refusals map[refusal]uint64      // by the plan that held it last
+	plan     uint64                  // counts plans
+	version  uint64                  // counts changes of Held
+	applied  bool                    // there was a plan
+	adopted  int                     // knobs taken over from a dead agent
+	early    []knob.Outcome          // what became of adopted knobs before the first Apply: their groups are gone, or thawed
+	online   cpuset.Set              // in this round, where cpusets of cgroup v1 are concerned
+	own      []string                // the groups in which this process runs
+	other    int                     // knobs of another boot that were dropped
 	out      []knob.Outcome
 	buf      [4096]byte
 }
@@ -149,7 +150,8 @@ func Open(o Options) (*Executor, error) {
 func open(o Options, lock *os.File) (*Executor, error) {
 	e := &Executor{
 		h: o.Hierarchy, fs: o.FS, log: o.Log, now: o.Now, batch: o.AuditBatch, boot: o.BootID, lock: lock, runDir: o.RunDir, crash: o.crash,
-		wants: make(map[knob.Target]*entry), held: make(map[knob.Target]*unit), dirty: make(map[knob.Target]bool),
+		wants: make(map[knob.Target]*entry), held: make(map[knob.Target]*unit),
+		closed: make(map[knob.Target]*record), dirty: make(map[knob.Target]bool),
 		retries: make(map[knob.Target]retry), refusals: make(map[refusal]uint64),
 	}
 	e.batch = cmp.Or(e.batch, 16)
@@ -216,16 +218,17 @@ func (e *Executor) adopt(past history) {
 			e.log.Warn("journal names a group that is never written; it stays as it is", "knob", t.Kind, "error", err)
 			continue
 		}
-		u, err := e.revive(t, past.held[t])
-		if err != nil {
-			if !cgroup.Gone(err) {
-				e.log.Warn("journalled knob cannot be opened; it stays as it is", "group", t.Cgroup, "knob", t.Kind, "error", err)
-			}
+		switch u, err := e.revive(t, past.held[t]); {
+		case err == nil:
+			e.add(u)
+			e.touch(t)
+		case cgroup.Gone(err):
 			e.early = append(e.early, knob.Outcome{Want: want(t, past.held[t]), Old: past.held[t].Now, Result: knob.Gone})
-			continue
+		default:
+			e.log.Warn("journalled knob cannot be opened; it stays as it is and is tried again", "group", t.Cgroup, "knob", t.Kind, "error", err)
+			e.closed[t] = past.held[t]
+			e.touch(t)
 		}
-		e.add(u)
-		e.touch(t)
 	}
 	if e.adopted = len(e.order); e.adopted > 0 || len(e.early) > 0 {
 		e.log.Info("took over the knobs of an agent that did not leave in order", "knobs", e.adopted, "gone", len(e.early))
@@ -417,6 +420,9 @@ func (e *Executor) RestoreAll() []knob.Outcome {
 	for _, u := range e.order {
 		e.touch(u.Target)
 	}
+	for t := range e.closed {
+		e.touch(t)
+	}
 	e.index(nil)
 	e.last = e.last[:0]
 	e.settle()
@@ -427,7 +433,7 @@ func (e *Executor) RestoreAll() []knob.Outcome {
 func (e *Executor) Close() error {
 	e.closeKnobs()
 	err := e.journal.Close()
-	if len(e.order) == 0 && err == nil {
+	if len(e.order) == 0 && len(e.closed) == 0 && err == nil {
 		err = os.Remove(filepath.Join(e.runDir, journalName))
 	}
 	return errors.Join(err, e.lock.Close())

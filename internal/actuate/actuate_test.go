@@ -31,6 +31,58 @@ func TestSteadyStateIsFree(t *testing.T) {
 	}
 }
 
+// shut is a kernel on which groups cannot be opened for a while: there are too many open files.
+type shut struct {
+	cgroup.FS
+	now bool
+}
+
+func (s *shut) OpenGroup(dir string) (cgroup.Group, error) {
+	if s.now {
+		return nil, &cgroup.FileError{Op: "open", Path: dir, Err: unix.EMFILE}
+	}
+	return s.FS.OpenGroup(dir)
+}
+
+// What a killed agent held and cannot be opened at first stays in the journal, is not taken for an original, and goes back in the end.
+func TestAdoptedKnobThatCannotBeOpened(t *testing.T) {
+	b := newBench(t, cgrouptest.NewFake(t, cgroup.Unified))
+	b.mkdir("a", "b")
+	b.write("b", "cpu.weight", "300")
+	before := cgrouptest.Snapshot(b.w)
+	plan := []knob.Want{b.want("a", knob.CPUIdle, n(1)), b.want("b", knob.CPUWeight, n(1))}
+	b.e.Apply(plan, b.policy)
+	fs := &shut{FS: b.w.FS(), now: true}
+	o := b.options()
+	o.FS = fs
+	for range 2 { // killed again before they could be opened
+		b.kill()
+		e, err := Open(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.e = e
+		out := b.e.Apply(plan, b.policy)
+		if len(out) == 0 {
+			t.Error("nothing was said about it")
+		}
+		for _, o := range out {
+			if o.Result != knob.Failed || !errors.Is(o.Err, unix.EMFILE) {
+				t.Errorf("%+v", o)
+			}
+		}
+	}
+	fs.now = false
+	b.now = b.now.Add(time.Minute)
+	b.e.Apply(plan, b.policy)
+	b.is("b", "cpu.weight", "1")
+	b.e.RestoreAll()
+	b.unchanged(before)
+	if held := b.held(); len(held) > 0 {
+		t.Errorf("still held: %v", held)
+	}
+}
+
 func TestSecondOwner(t *testing.T) {
 	b := newBench(t, cgrouptest.NewFake(t, cgroup.Unified))
 	b.mkdir("pod")

@@ -103,6 +103,9 @@ func (e *Executor) wanted(t knob.Target) *entry {
 // look finds out what is known about a knob: what it is now, whether someone else has changed it, whether it is wanted. A
 // knob that is wanted for the first time is taken. The result is nil if it is not held, or cannot be dealt with now.
 func (e *Executor) look(t knob.Target) *unit {
+	if e.closed[t] != nil && e.reopen(t) == nil {
+		return nil
+	}
 	en, u := e.wanted(t), e.held[t]
 	if u == nil {
 		if en == nil {
@@ -222,7 +225,8 @@ func (e *Executor) follow(t knob.Target, leader knob.Want) (*unit, error) {
 	return u, nil
 }
 
-// base is what a knob would be set to if it were alone: what is wanted, or the original.
+// base is what a knob would be set to if it were alone: what is wanted, or the original. What others have limited more tightly, before us
+// or meanwhile, is not loosened, whatever the policy says about changes by others.
 func (u *unit) base() cgroup.Value {
 	if !u.direct {
 		return u.orig
@@ -234,9 +238,18 @@ func (u *unit) base() cgroup.Value {
 			v.Period = u.orig.Period
 		}
 		v.N = max(v.N, -1)
-		return cgroup.Value{N: v.N, Period: v.Period}
+		if v = (cgroup.Value{N: v.N, Period: v.Period}); v.N >= 0 && ratio(u.orig) < ratio(v) { // to lift a limit is to lift it
+			return u.orig
+		}
+		return v
 	case knob.CPUSet:
-		return cgroup.Value{CPUs: v.CPUs}
+		if u.orig.CPUs.Empty() || v.CPUs.SubsetOf(u.orig.CPUs) {
+			return cgroup.Value{CPUs: v.CPUs}
+		}
+		if both := v.CPUs.And(u.orig.CPUs); !both.Empty() {
+			return cgroup.Value{CPUs: both}
+		}
+		return u.orig
 	default:
 		return cgroup.Value{N: v.N}
 	}
@@ -252,7 +265,7 @@ func (e *Executor) weightGoals(group string, units []*unit) []*unit {
 	weight := e.look(weightOf)
 	if idle != nil {
 		idle.goal, idle.release = idle.base(), !idle.direct
-		if weight == nil && e.held[weightOf] == nil {
+		if weight == nil && e.held[weightOf] == nil && e.closed[weightOf] == nil {
 			var err error
 			if weight, err = e.follow(weightOf, idle.want); err != nil && !unsupported(err) {
 				e.failed(idle, idle.goal, err) // its weight would be lost
@@ -297,7 +310,7 @@ func (e *Executor) bandwidthGoals(group string, units []*unit) []*unit {
 		}
 	}
 	burst := e.look(burstOf)
-	if quota != nil && burst == nil && e.held[burstOf] == nil {
+	if quota != nil && burst == nil && e.held[burstOf] == nil && e.closed[burstOf] == nil {
 		var err error
 		if burst, err = e.follow(burstOf, quota.want); err != nil && !unsupported(err) {
 			e.failed(quota, quota.goal, err)
@@ -335,7 +348,7 @@ type above struct {
 func (e *Executor) treeGoals(t knob.Target, a above, visited map[knob.Target]bool, units []*unit) []*unit {
 	visited[t] = true
 	u := e.look(t)
-	if u == nil && e.held[t] == nil && a.held {
+	if u == nil && e.held[t] == nil && e.closed[t] == nil && a.held {
 		u = e.followParent(t, a)
 	}
 	if u != nil && u.fresh && t.Kind == knob.CPUSet && a.held && a.inherited(u.cur) {

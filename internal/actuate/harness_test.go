@@ -29,6 +29,7 @@ var scenarios = []struct {
 	{"containers that appear in a held pod", testNewContainers},
 	{"freezer", testFreezer},
 	{"changes by others are undone", testReapply},
+	{"tighter limits of others stand", testTighter},
 	{"changes by others stand", testYield},
 	{"groups come and go", testGone},
 	{"journal adopted", testAdopt},

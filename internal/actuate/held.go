@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"slices"
 	"time"
 
@@ -145,7 +146,36 @@ func (e *Executor) state() []record {
 	for _, u := range e.order {
 		out = append(out, u.record())
 	}
+	for _, t := range slices.SortedFunc(maps.Keys(e.closed), compareTargets) {
+		out = append(out, *e.closed[t])
+	}
 	return out
+}
+
+// reopen tries again to open a knob that a dead agent held. Until it succeeds nothing is done to it: what it shows may be ours, and must not
+// be taken for its original.
+func (e *Executor) reopen(t knob.Target) *unit {
+	r := e.closed[t]
+	u, err := e.revive(t, r)
+	switch {
+	case err == nil:
+		delete(e.closed, t)
+		delete(e.retries, t)
+		e.add(u)
+		return u
+	case cgroup.Gone(err):
+		delete(e.closed, t)
+		delete(e.retries, t)
+		e.note(e.journal.Append([]record{{Op: opDrop, Group: t.Cgroup, Knob: t.Kind.String()}}, false))
+		e.out = append(e.out, knob.Outcome{Want: want(t, r), Old: r.Now, Result: knob.Gone})
+		if e.wants[t] != nil {
+			e.later(t)
+		}
+	default:
+		e.out = append(e.out, knob.Outcome{Want: want(t, r), Old: r.Now, New: r.Now, Result: knob.Failed, Err: err})
+		e.later(t)
+	}
+	return nil
 }
 
 func (e *Executor) add(u *unit) {

@@ -252,6 +252,48 @@ func testReapply(t *testing.T, b *bench) {
 	b.is("pod", file, pick(b, "1024", "100"))
 }
 
+// testTighter has others limit more than we want to, before and while a knob is held: that is never loosened.
+func testTighter(t *testing.T, b *bench) {
+	b.reapply()
+	b.mkdir("before", "meanwhile")
+	limit := func(group, us string) {
+		if b.v2 {
+			b.write(group, "cpu.max", us+" 100000")
+		} else {
+			b.write(group, "cpu.cfs_quota_us", us)
+		}
+	}
+	isLimit := func(group, us string) {
+		t.Helper()
+		b.is(group, pick(b, "cpu.cfs_quota_us", "cpu.max"), pick(b, us, us+" 100000"))
+	}
+	limit("before", "20000")
+	b.write("before", "cpuset.cpus", "1")
+	before := cgrouptest.Snapshot(b.w)
+	var plan []knob.Want
+	for _, group := range []string{"before", "meanwhile"} {
+		plan = append(plan, b.want(group, knob.CPUQuota, quota(50000, 100000)), b.want(group, knob.CPUSet, cpus(0)))
+	}
+	b.e.Apply(plan, b.policy)
+	isLimit("before", "20000")
+	b.is("before", "cpuset.cpus", "1")
+	isLimit("meanwhile", "50000")
+	b.is("meanwhile", "cpuset.cpus", "0")
+
+	limit("meanwhile", "10000")
+	b.results(results{knob.Yielded: 1}, b.auditAll())
+	isLimit("meanwhile", "10000")
+	limit("meanwhile", "70000") // theirs is the looser one now
+	b.results(results{knob.Reapplied: 1}, b.auditAll())
+	isLimit("meanwhile", "50000")
+	b.results(results{}, b.auditAll())
+
+	b.e.Apply(nil, b.policy)
+	isLimit("meanwhile", "70000")
+	limit("meanwhile", pick(b, "-1", "max"))
+	b.unchanged(before)
+}
+
 func testYield(t *testing.T, b *bench) {
 	file := pick(b, "cpu.shares", "cpu.weight")
 	b.yield()

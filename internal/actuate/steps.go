@@ -320,5 +320,7 @@ func (e *Executor) conceded(u *unit) {
 		e.tell(u, u.was, knob.Yielded, nil)
 	case u.goal != u.cur:
 		e.tell(u, u.was, knob.Mismatch, fmt.Errorf("%s %s: someone else has made the group idle, which has no weight", u.Cgroup, u.Kind))
+	case u.cur == u.orig: // it is tighter than ours, and stays
+		e.tell(u, u.was, knob.Yielded, nil)
 	}
 }

@@ -59,7 +59,8 @@ type loop struct {
 	event    ebpf.Event       // reused
 	bound    time.Duration    // of a wait that has not ended; 0: nobody looks
 	looked   time.Duration
-	waiting  []ebpf.Event // reused
+	waiting  []ebpf.Event     // reused
+	refused  []signal.Refusal // since the last tick
 	rounds   time.Duration
 
 	baselinesAt time.Duration // when they were last handed over
@@ -186,6 +187,7 @@ func (l *loop) onTick(due uint64) {
 	l.o.Instruments.Ticks.Add(1)
 	l.o.Instruments.Overruns.Add(due - 1)
 	l.snapshot = l.o.Collector.Tick()
+	l.snapshot.Refused, l.refused = l.refused, nil
 	l.mayAct(start)
 	if l.o.Recorder.WantsState() {
 		l.o.Recorder.State(l.decide.Checkpoint)
@@ -453,6 +455,7 @@ func (l *loop) record(outcomes []knob.Outcome, why ...control.Note) (wrote bool)
 	for i := range outcomes {
 		o := &outcomes[i]
 		l.writes[o.Kind][o.Result]++
+		l.refusal(o)
 		e := decisionlog.Entry{
 			Kind: decisionlog.KindWrite, Owner: o.Owner, Rule: o.Rule, Pod: o.Pod, Victim: o.Victim, Cgroup: o.Cgroup, Knob: o.Kind.String(),
 			Old: o.Old, New: o.New, Result: o.Result.String(),
@@ -475,6 +478,22 @@ func (l *loop) record(outcomes []knob.Outcome, why ...control.Note) (wrote bool)
 		l.diary(e)
 	}
 	return wrote
+}
+
+// refusal keeps for the next tick what a controller has to know: that what it wants is not so.
+func (l *loop) refusal(o *knob.Outcome) {
+	r := signal.Refusal{Cgroup: o.Cgroup, Knob: o.Kind.String()}
+	switch {
+	case o.Owner != control.OwnerCPU:
+		return
+	case (o.Result == knob.Failed || o.Result == knob.Mismatch) && o.Err != nil:
+		r.Reason = o.Err.Error()
+	case o.Result == knob.Yielded && o.Kind != knob.CPUIdle: // who takes the posture back means it
+		r.Reason = "someone else has set it"
+	default:
+		return
+	}
+	l.refused = append(l.refused, r)
 }
 
 // note logs a decision.

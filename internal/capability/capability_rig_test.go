@@ -16,6 +16,7 @@ import (
 // TestRigDoctor holds what the probes say against what the kernel's info files say of this kind of machine, and has them leave nothing
 // behind.
 func TestRigDoctor(t *testing.T) {
+	guest.Require(t)
 	none := Run(t.Context(), Options{})
 	for _, p := range none.Probes {
 		if p.Name == "resctrl" && (p.OK || !strings.HasPrefix(p.Fix, "mount -t resctrl")) {

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
 
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
@@ -79,13 +80,17 @@ func (p *prober) runQueue(context.Context) (string, error) {
 }
 
 func (p *prober) psiNode(context.Context) (string, error) {
+	proc, err := procfs.NewFS(p.Proc)
+	if err != nil {
+		return "", err
+	}
 	for _, resource := range []string{"cpu", "memory", "io"} {
-		text, err := os.ReadFile(filepath.Join(p.Proc, "pressure", resource))
+		stats, err := proc.PSIStatsForResource(resource)
 		if err != nil {
 			return "", err
 		}
-		if !strings.HasPrefix(string(text), "some avg10=") {
-			return "", fmt.Errorf("pressure/%s reads %q", resource, text)
+		if stats.Some == nil {
+			return "", fmt.Errorf("pressure/%s has no line some", resource)
 		}
 	}
 	return "pressure of cpu, memory and io read", nil

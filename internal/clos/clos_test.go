@@ -199,7 +199,7 @@ func TestPlansStay(t *testing.T) {
 
 // TestInvariants throws random machines and wants at the planner.
 func TestInvariants(t *testing.T) {
-	for seed := range uint64(3000) {
+	for seed := range uint64(1000) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		l := Limits{
 			CLOSIDs: r.IntN(9), RMIDs: r.IntN(40), MinBits: 1 + r.IntN(2), Sparse: r.IntN(4) == 0,

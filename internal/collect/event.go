@@ -41,7 +41,7 @@ func (c *Collector) Event() *signal.Snapshot {
 	f.snap = last.snap
 	f.snap.Seq, f.snap.Trigger = c.seq, signal.Event
 	f.snap.Now, f.snap.Wall, f.snap.Elapsed = c.o.Clock.Now(), c.o.Clock.Wall(), 0
-	f.snap.Containers = *quiet
+	f.snap.Containers, f.snap.Refused = *quiet, nil
 	f.snap.Lost = signal.Lost{NoSlot: uint64(c.noSlot)}
 	f.snap.Events = c.takeEvents(f, signal.Event)
 	return &f.snap

@@ -3,11 +3,13 @@ package control
 import (
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/qos-agent/qos-agent/internal/judge"
 	"github.com/qos-agent/qos-agent/internal/knob"
 	"github.com/qos-agent/qos-agent/internal/policy"
+	"github.com/qos-agent/qos-agent/internal/signal"
 	"github.com/qos-agent/qos-agent/pkg/cpuset"
 )
 
@@ -24,6 +26,8 @@ const (
 	// absolution is how many times Hold a pod must have had no noticeable part in anybody's trouble to grow although somebody is
 	// in trouble: otherwise two online pods that hurt each other would hold all offline work down for good.
 	absolution = 3
+	// refusedMin is the first pause after a rung that could not be written; it doubles, up to pauseMax.
+	refusedMin = time.Minute
 	// noticeable is the share of a wait, in thousandths, from which a pod has a part in it.
 	noticeable = 50
 
@@ -60,8 +64,9 @@ type CPU struct {
 
 	scratch  judge.Tally
 	notes    []Note
-	sorted   []int // scratch of guard
-	promised []int // scratch of expect
+	sorted   []int    // scratch of guard
+	promised []int    // scratch of expect
+	groups   []string // scratch of limited
 }
 
 // offline is what is remembered of one offline pod.
@@ -86,11 +91,25 @@ type offline struct {
 	bad bad
 	ice ice
 
+	refused [len(rungs)]refusal // by index into rungs
+
 	ownLimit int64 // thousandths of a CPU: limit of its own before we set one; 0: none
 	pairs    []pair
 	owed     Grant // what refuted cuts would have given back had not another victim needed them
 	owing    bool
 }
+
+// refusal is a rung that the kernel, or whoever else writes there, did not let us have.
+type refusal struct {
+	until time.Duration // not again before
+	wait  time.Duration // the pause, doubled each time
+}
+
+// rungs in the order of ladders, and the knob of each.
+var rungs = [...]struct {
+	rung policy.Rung
+	knob knob.Kind
+}{{policy.RungIdle, knob.CPUIdle}, {policy.RungCPUs, knob.CPUSet}, {policy.RungQuota, knob.CPUQuota}, {policy.RungFreeze, knob.Freeze}}
 
 // bad is a level that brought trouble back.
 type bad struct {
@@ -164,6 +183,7 @@ func (c *CPU) Step(in *Input) {
 	if in.Changed {
 		c.sync(in)
 	}
+	c.concede(in)
 	if in.Changed || hotplug || in.tick() {
 		c.refit(in)
 	}
@@ -304,8 +324,8 @@ func (c *CPU) refit(in *Input) {
 
 // fit is g with rungs that are no longer on the ladder, or no longer possible, taken out, and with limits raised to the floors.
 func (c *CPU) fit(in *Input, p *offline, g Grant) Grant {
-	for _, r := range [...]policy.Rung{policy.RungIdle, policy.RungCPUs, policy.RungQuota, policy.RungFreeze} {
-		if g.limited(r) && (!slices.Contains(in.Spec.CPU.Ladder, r) || !able(in, r)) {
+	for i := range rungs {
+		if r := rungs[i].rung; g.limited(r) && (!slices.Contains(in.Spec.CPU.Ladder, r) || !able(in, r) || p.refuses(in, r)) {
 			g = g.lift(r)
 		}
 	}
@@ -365,6 +385,53 @@ func standing(in *Input) (idle, weight bool) {
 func idleHelps(in *Input) bool {
 	idle, weight := standing(in)
 	return !idle && (in.Node.Caps.CPUIdle || !weight)
+}
+
+// concede takes in what could not be written. Such a rung counts as one that is not there, for this pod and for a while: to hold it up in the
+// plan would leave the pod as it is and make the controller believe that it is held back.
+func (c *CPU) concede(in *Input) {
+	for i := range in.Refused {
+		r := &in.Refused[i]
+		at := slices.IndexFunc(in.Pods, func(p signal.Pod) bool { return r.Cgroup == p.Cgroup || strings.HasPrefix(r.Cgroup, p.Cgroup+"/") })
+		if at < 0 || c.pods[at] == nil {
+			continue
+		}
+		for k := range rungs {
+			if rungs[k].knob.String() == r.Knob {
+				c.refuse(in, c.pods[at], k, r.Reason)
+			}
+		}
+	}
+}
+
+func (c *CPU) refuse(in *Input, p *offline, rung int, reason string) {
+	f := &p.refused[rung]
+	if in.Now < f.until {
+		return // another container of the pod
+	}
+	f.wait = min(max(2*f.wait, refusedMin), pauseMax)
+	f.until = in.Now + f.wait
+	name := rungs[rung].rung
+	to := p.grant.lift(name)
+	c.note(in, p, Note{Rule: RuleSkip, To: to, Pause: f.wait, Text: "rung " + string(name) + ": " + reason})
+	if to == p.grant {
+		return
+	}
+	// What was to be seen by it will not be seen.
+	for i := range p.pairs {
+		c.close(&p.pairs[i])
+	}
+	c.set(p, to, RuleSkip)
+}
+
+// refuses reports whether a rung was refused a while ago.
+func (p *offline) refuses(in *Input, r policy.Rung) bool {
+	for i := range rungs {
+		if rungs[i].rung == r {
+			return p.refused[i].wait > 0 && in.Now < p.refused[i].until
+		}
+	}
+	return false
 }
 
 // thaw ends what has been frozen for long enough, whatever else happens.
@@ -605,6 +672,9 @@ func (c *CPU) down(in *Input, p *offline) (to Grant, rung policy.Rung) {
 			c.skip(in, "rung "+string(r)+": the node cannot do it")
 			continue
 		}
+		if p.refuses(in, r) {
+			continue
+		}
 		switch r {
 		case policy.RungIdle:
 			if !g.Idle && idleHelps(in) {
@@ -818,6 +888,8 @@ func (c *CPU) Wants(in *Input, dst []knob.Want) []knob.Want {
 		w := knob.Want{Owner: OwnerCPU, Pod: p.key, Rule: RulePosture}
 		w.Cgroup = in.Pods[i].Cgroup
 		switch g := p.grant; {
+		case idle && p.refuses(in, policy.RungIdle):
+			dst = append(dst, want(w, knob.CPUWeight, knob.Value{N: 1}))
 		case idle:
 			dst = append(dst, want(w, knob.CPUIdle, knob.Value{N: 1}))
 		case g.Idle && in.Node.Caps.CPUIdle:
@@ -832,23 +904,48 @@ func (c *CPU) Wants(in *Input, dst []knob.Want) []knob.Want {
 			continue
 		}
 		w = p.held(w)
+		groups := c.limited(in, i)
 		if p.grant.Cores > 0 {
 			// Never empty: without an allowed CPU that is online there is nothing to say.
 			if s, ok := allowed(in, i); ok {
 				if mask := c.machine.mask(p.grant.Cores, s); !mask.Empty() {
-					dst = append(dst, want(w, knob.CPUSet, knob.Value{CPUs: mask}))
+					for _, w.Cgroup = range groups {
+						dst = append(dst, want(w, knob.CPUSet, knob.Value{CPUs: mask}))
+					}
 				}
 			}
 		}
 		if p.grant.MilliCPU > 0 {
-			quota := max(p.grant.MilliCPU*period/1000, minQuotaUS)
-			dst = append(dst, want(w, knob.CPUQuota, knob.Value{N: quota, Period: period}))
+			quota := max(p.grant.MilliCPU*period/1000/int64(max(1, len(groups))), minQuotaUS)
+			for _, w.Cgroup = range groups {
+				dst = append(dst, want(w, knob.CPUQuota, knob.Value{N: quota, Period: period}))
+			}
 		}
+		w.Cgroup = in.Pods[i].Cgroup
 		if p.grant.Frozen {
 			dst = append(dst, want(w, knob.Freeze, knob.Value{N: 1}))
 		}
 	}
 	return dst
+}
+
+// limited is the groups at which CPUs and CPU time of a pod are limited: its own, or, where a group may not have less than those in it, its
+// containers', which then share its CPU time equally. A limit of the pod would keep a further container that has a limit of its own
+// from starting there.
+func (c *CPU) limited(in *Input, pod int) []string {
+	p := &in.Pods[pod]
+	c.groups = c.groups[:0]
+	if !in.Node.Caps.NestedLimits {
+		for i := in.First[pod]; i < in.First[pod+1]; i++ {
+			if g := p.Containers[in.Containers[i].Container].Cgroup; offLimits(g) == "" && !slices.Contains(c.groups, g) {
+				c.groups = append(c.groups, g)
+			}
+		}
+	}
+	if len(c.groups) == 0 {
+		c.groups = append(c.groups, p.Cgroup)
+	}
+	return c.groups
 }
 
 // held is w as something that goes beyond the posture.

@@ -42,6 +42,7 @@ type job struct {
 	group      string     // "": one of its own under /kubepods
 	allowed    cpuset.Set // where others let it run; empty: anywhere
 	noCPUSet   bool       // its group has no cpuset
+	more       int        // containers beside the one that works
 	limit      int64      // a CPU quota of its own per 100 ms, µs; 0: none
 	throttled  uint64     // periods of ten a tick
 
@@ -66,18 +67,19 @@ func (j *job) uses() float64 {
 // plant is a simple node: the wait of online pods is a base plus what offline pods make by the CPUs that they use. What the brain plans
 // holds from the next tick on.
 type plant struct {
-	t     testing.TB
-	brain *State
-	pol   fixed
-	jobs  []*job
-	cpus  []signal.CPU
-	caps  signal.Capabilities
-	base  float64 // µs
-	rate  uint32  // waits a tick of each online pod
-	knee  float64 // CPUs that offline pods may use together before they hurt at all
-	noise float64 // how far the wait swings about its mean, as a part of it
-	lag   float64 // 0: the wait follows at once; towards 1: the more slowly
-	tick  time.Duration
+	t       testing.TB
+	brain   *State
+	pol     fixed
+	jobs    []*job
+	cpus    []signal.CPU
+	caps    signal.Capabilities
+	refused []signal.Refusal // at the next tick
+	base    float64          // µs
+	rate    uint32           // waits a tick of each online pod
+	knee    float64          // CPUs that offline pods may use together before they hurt at all
+	noise   float64          // how far the wait swings about its mean, as a part of it
+	lag     float64          // 0: the wait follows at once; towards 1: the more slowly
+	tick    time.Duration
 
 	now     time.Duration
 	seq     uint64
@@ -106,7 +108,7 @@ func (j *job) home() string {
 func newPlant(t testing.TB, cpus int, jobs ...*job) *plant {
 	p := &plant{
 		t: t, brain: New(), jobs: jobs, base: 200, rate: 200, tick: 100 * time.Millisecond, now: time.Hour,
-		caps: signal.Capabilities{RunQueue: true, CPUIdle: true, CPUBurst: true, CPUQuota: true, CPUSet: true, Freeze: true, GroupPSI: true},
+		caps: signal.Capabilities{RunQueue: true, CPUIdle: true, CPUBurst: true, CPUQuota: true, CPUSet: true, Freeze: true, GroupPSI: true, NestedLimits: true},
 	}
 	for i := range cpus {
 		p.cpus = append(p.cpus, signal.CPU{ID: i, Core: i})
@@ -120,6 +122,15 @@ func newPlant(t testing.TB, cpus int, jobs ...*job) *plant {
 }
 
 func (p *plant) spec() *policy.Spec { return p.pol.spec }
+
+// refuse is a kernel that takes none of a job's settings of a kind: it says so once for each time that they are asked for.
+func (p *plant) refuse(name string, k knob.Kind) {
+	for _, w := range p.last.Plan {
+		if w.Pod == "ns/"+name && w.Kind == k {
+			p.refused = append(p.refused, signal.Refusal{Cgroup: w.Cgroup, Knob: k.String(), Reason: "invalid argument"})
+		}
+	}
+}
 
 // wait is the p99 that an online pod sees now.
 func (p *plant) wait() time.Duration {
@@ -158,6 +169,9 @@ func (p *plant) build(trigger signal.Trigger) {
 			UID: j.name, Namespace: "ns", Name: j.name, Labels: map[string]string{"class": string(j.class)}, Cgroup: group,
 			Containers: []signal.Container{{ID: j.name + "-1", Name: "main", Cgroup: group + "/1"}},
 		})
+		for k := range j.more {
+			s.Pods[i].Containers = append(s.Pods[i].Containers, signal.Container{ID: fmt.Sprint(j.name, "-", k+2), Name: fmt.Sprint("more", k), Cgroup: fmt.Sprint(group, "/", k+2)})
+		}
 		c := signal.ContainerSample{Pod: i, CPUs: j.allowed, NoCPUSet: j.noCPUSet}
 		c.CPU = signal.CPUSample{At: p.now, Span: p.tick, UsageNS: uint64(j.uses() * float64(p.tick)), QuotaUS: -1}
 		if j.limit > 0 {
@@ -182,6 +196,12 @@ func (p *plant) build(trigger signal.Trigger) {
 			}
 		}
 		s.Containers = append(s.Containers, c)
+		for k := range j.more {
+			s.Containers = append(s.Containers, signal.ContainerSample{Pod: i, Container: k + 1, CPUs: j.allowed, CPU: signal.CPUSample{At: p.now, Span: p.tick, QuotaUS: -1}})
+		}
+	}
+	if trigger == signal.Tick {
+		s.Refused, p.refused = p.refused, nil
 	}
 }
 
@@ -292,10 +312,13 @@ func (p *plant) check(d Decision) {
 	if spec.Mode == policy.Observe {
 		plan = d.Would
 	}
-	classes := make(map[string]policy.Class)
+	classes, sharers := make(map[string]policy.Class), make(map[string]int64)
 	for _, j := range p.jobs {
-		classes[j.home()] = j.class
-		classes[j.home()+"/1"] = j.class
+		classes[j.home()], sharers[j.home()] = j.class, 1
+		for k := range j.more + 1 {
+			group := fmt.Sprint(j.home(), "/", k+1)
+			classes[group], sharers[group] = j.class, int64(j.more+1)
+		}
 	}
 	for i, w := range plan {
 		if i > 0 {
@@ -317,7 +340,7 @@ func (p *plant) check(d Decision) {
 				p.t.Fatalf("%d CPUs, floor %d", n, spec.CPU.CPUs.Floor)
 			}
 		case knob.CPUQuota:
-			if w.Value.N < 1000 || w.Value.N*100 < int64(spec.CPU.Quota.FloorPercent)*w.Value.Period {
+			if w.Value.N < 1000 || sharers[w.Cgroup]*w.Value.N*100 < int64(spec.CPU.Quota.FloorPercent)*w.Value.Period {
 				p.t.Fatalf("quota %s below its floor", w.Value.Format(w.Kind))
 			}
 		}

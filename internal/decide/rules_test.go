@@ -208,6 +208,75 @@ func TestRungThatAGroupCannotDoIsSkippedWithANote(t *testing.T) {
 	}
 }
 
+// TestRefusedRungIsSkipped is about settings that the plan holds and the kernel does not take.
+func TestRefusedRungIsSkipped(t *testing.T) {
+	p := hopeless(t, 8)
+	p.spec().CPU.Ladder = []policy.Rung{policy.RungCPUs, policy.RungQuota}
+	p.spec().CPU.Verify.ImprovePercent = 1
+	asked := 0
+	for range 900 { // a minute and a half
+		p.step()
+		if p.wants("batch", knob.CPUSet) != "" {
+			asked++
+			p.refuse("batch", knob.CPUSet)
+		}
+	}
+	if g := p.grant("batch"); g.Cores != 0 || g.MilliCPU == 0 {
+		t.Errorf("held to %s, want a quota instead", g)
+	}
+	// Told once and tried again after a minute.
+	if n := p.noted(control.RuleSkip, "batch"); n < 1 || n > 2 || asked > 4 {
+		t.Errorf("asked in %d steps, %d notes", asked, n)
+	}
+}
+
+func TestRefusedPostureFallsBackToWeight(t *testing.T) {
+	p := hurting(t, 8)
+	p.step()
+	if p.wants("batch", knob.CPUIdle) != "1" {
+		t.Fatal("no posture")
+	}
+	p.refuse("batch", knob.CPUIdle)
+	p.step()
+	if p.wants("batch", knob.CPUIdle) != "" || p.wants("batch", knob.CPUWeight) != "1" {
+		t.Errorf("plan %v, want least weight instead of cpu.idle", p.last.Plan)
+	}
+}
+
+// TestLimitsWhereGroupsMayNotExceedTheirParents: on cgroup v1 a limited pod would keep a container that has a limit of its own from starting.
+func TestLimitsWhereGroupsMayNotExceedTheirParents(t *testing.T) {
+	for _, nested := range []bool{true, false} {
+		p := hopeless(t, 8)
+		p.caps.NestedLimits = nested
+		p.find("batch").more = 1
+		p.spec().CPU.Verify.ImprovePercent = 1
+		p.run(20 * time.Second)
+		g := p.grant("batch")
+		if g.Cores == 0 || g.MilliCPU == 0 {
+			t.Fatalf("held to %s", g)
+		}
+		limits, total := map[knob.Kind][]string{}, int64(0)
+		for _, w := range p.last.Plan {
+			limits[w.Kind] = append(limits[w.Kind], w.Cgroup)
+			if w.Kind == knob.CPUQuota {
+				total += w.Value.N * 1000 / w.Value.Period
+			}
+		}
+		pod := []string{"/kubepods/podbatch"}
+		want := map[knob.Kind][]string{knob.CPUIdle: pod, knob.CPUSet: pod, knob.CPUQuota: pod}
+		if !nested {
+			containers := []string{"/kubepods/podbatch/1", "/kubepods/podbatch/2"}
+			want[knob.CPUSet], want[knob.CPUQuota] = containers, containers
+		}
+		if diff := cmp.Diff(want, limits); diff != "" {
+			t.Errorf("nested limits %v (-want +got):\n%s", nested, diff)
+		}
+		if total > g.MilliCPU {
+			t.Errorf("quotas add up to %d thousandths of a CPU, want %d", total, g.MilliCPU)
+		}
+	}
+}
+
 func TestBlindnessHoldsThenReleases(t *testing.T) {
 	for name, blind := range map[string]func(*plant){
 		"stale":      func(p *plant) { p.deaf = true },

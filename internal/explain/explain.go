@@ -25,6 +25,7 @@ type Explanation struct {
 	Verdicts []server.Verdict      `json:"verdicts"` // of its containers, with blame
 	Hurts    []Harm                `json:"hurts"`    // whom it hurts now
 	Held     []server.HeldKnob     `json:"held"`
+	Classes  []server.RDTClass     `json:"classes"`   // of service, in resctrl, that it is in
 	Log      []decisionlog.Entry   `json:"decisions"` // about it or for its sake, oldest first
 	Advice   []string              `json:"advice"`    // what would help
 	missing  []missing             // signals that are not measured
@@ -77,7 +78,7 @@ func Find(s *server.State, name string) (*server.Pod, error) {
 func Of(s *server.State, pod *server.Pod, log []decisionlog.Entry) *Explanation {
 	key := pod.Namespace + "/" + pod.Name
 	e := &Explanation{At: s.At, Mode: s.Agent.Mode, Policy: s.Policy.Name, Pod: *pod, Log: log,
-		Verdicts: []server.Verdict{}, Hurts: []Harm{}, Held: []server.HeldKnob{}, culprits: map[string]server.Pod{}, held: map[string]string{}}
+		Verdicts: []server.Verdict{}, Hurts: []Harm{}, Held: []server.HeldKnob{}, Classes: []server.RDTClass{}, culprits: map[string]server.Pod{}, held: map[string]string{}}
 	pods := map[string]server.Pod{}
 	for _, p := range s.Pods {
 		pods[p.Namespace+"/"+p.Name] = p
@@ -105,6 +106,13 @@ func Of(s *server.State, pod *server.Pod, log []decisionlog.Entry) *Explanation 
 			e.Held = append(e.Held, k)
 		}
 		e.held[k.Pod] = strings.TrimPrefix(e.held[k.Pod]+", "+k.Knob+" "+k.Current, ", ")
+	}
+	if s.Node.RDT != nil {
+		for _, c := range s.Node.RDT.Classes {
+			if slices.Contains(c.Pods, key) {
+				e.Classes = append(e.Classes, c)
+			}
+		}
 	}
 	for _, m := range []struct{ what, probe string }{
 		{"run-queue wait", "bpf"}, {"memory and io stalls", "psi_group"}, {"CPI and cache misses", "perf"}, {"cache and memory bandwidth", "resctrl"},

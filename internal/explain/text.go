@@ -56,7 +56,10 @@ func (e *Explanation) WriteText(w io.Writer) error {
 	for _, k := range e.Held {
 		line("  held: %s %s instead of %s, by rule %s%s, since %s (%s)", k.Knob, k.Current, k.Original, cmp.Or(k.Rule, "none"), forWhom(k.Victim), k.Since.Local().Format(time.TimeOnly), human.Ago(e.At, k.Since))
 	}
-	if len(e.Held) == 0 {
+	for _, c := range e.Classes {
+		line("  in class of service %s (%s)%s, since %s", c.Group, cmp.Or(c.Schemata, "no limits"), forWhom(c.Victim), human.Seconds(c.AgeSeconds))
+	}
+	if len(e.Held)+len(e.Classes) == 0 {
 		line("  nothing of it is held: its settings are as they would be without the agent")
 	}
 	log := e.Log

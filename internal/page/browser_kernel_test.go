@@ -76,6 +76,7 @@ func TestKeyboard(t *testing.T) {
 	tab := browser.New(t, 1280, 800)
 	tab.Open(s.URL + "/")
 	tab.Wait("document.querySelectorAll('table.pods tbody tr').length === 5")
+	tab.Wait("document.querySelector('#classes').textContent.includes('qos-agent.cut-1') && document.querySelector('#classes').textContent.includes('30 %')")
 	tab.Key("Tab")
 	tab.Wait("document.activeElement.className === 'skip' && document.activeElement.getBoundingClientRect().left >= 0")
 	tab.Key("/")

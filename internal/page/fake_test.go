@@ -61,6 +61,12 @@ func (n *node) State(context.Context) (*server.State, error) {
 		Loop:      server.Loop{Ticks: uint64(n.asked * 10), Overruns: 1, Events: 80, Tick: server.Latency{Count: 1, P50Seconds: 0.0011, P99Seconds: 0.0031}, Reaction: server.Latency{Count: 41, P50Seconds: 0.00035, P99Seconds: 0.00052}},
 		Notes:     n.notes,
 	}
+	if n.full {
+		s.Node.RDT = &server.NodeRDT{AgeSeconds: 0.1, Classes: []server.RDTClass{
+			{Group: "qos-agent.offline", Schemata: "L3:0=ff;1=ff", Ways: 8, AgeSeconds: 60, Rule: "posture", Pods: []string{"batch/spark-exec-1", "batch/spark-exec-2"}},
+			{Group: "qos-agent.cut-1", Schemata: "L3:0=3;1=3 MB:0=30;1=30", Ways: 2, BandwidthPercent: 30, AgeSeconds: 5, Rule: "tick-cut", Victim: "shop/checkout-0", Pods: []string{"batch/spark-exec-0"}},
+		}}
+	}
 	for i := range 32 {
 		s.Node.CPUs = append(s.Node.CPUs, server.CPU{ID: i, Core: i / 2})
 	}

@@ -13,12 +13,14 @@ import (
 
 // Limits of what a frame holds. Beyond them the page says how many more there are; the state API has all.
 const (
-	maxTroubles = 100
 	maxVictims  = 60
 	maxCulprits = 60
 	maxKnobs    = 1000
 	blameShown  = 6
 )
+
+// troublesShown is how many verdicts of each level the page lists; the table of pods has them all.
+var troublesShown = map[string]int{"violated": 20, "watch": 8, "unknown": 4}
 
 // axes is the order of levels in a row. What else there is of axes is shown in the list of troubles only.
 var axes = []string{"cpu", "memory", "io", "cache", "bandwidth"}
@@ -64,6 +66,35 @@ type trouble struct {
 	Culprits  []string     `json:"culprits,omitempty"`
 }
 
+// classView is a class of service.
+type classView struct {
+	Group    string   `json:"group"`
+	Schemata string   `json:"schemata"`
+	Ways     int      `json:"ways,omitempty"`
+	Percent  int      `json:"percent,omitempty"`
+	Rule     string   `json:"rule,omitempty"`
+	Victim   string   `json:"victim,omitempty"`
+	Pods     []string `json:"pods"`
+	Since    int64    `json:"since"` // s since 1970
+}
+
+func classes(s *server.State) []classView {
+	out := []classView{}
+	if s.Node.RDT == nil {
+		return out
+	}
+	for i := range s.Node.RDT.Classes {
+		c := &s.Node.RDT.Classes[i]
+		out = append(out, classView{c.Group, c.Schemata, c.Ways, c.BandwidthPercent, c.Rule, c.Victim, notNil(c.Pods), ago(s.At, c.AgeSeconds)})
+	}
+	return out
+}
+
+// ago is when something began, in s since 1970: it changes only when what began does.
+func ago(now time.Time, seconds float64) int64 {
+	return now.Add(-time.Duration(seconds * float64(time.Second))).Round(time.Second).Unix()
+}
+
 type blameShare struct {
 	Name  string  `json:"name"`
 	Ratio float64 `json:"ratio"`
@@ -80,7 +111,7 @@ type nowView struct {
 func newView(s *server.State) (*view, error) {
 	v := &view{at: s.At, sections: map[string][]byte{}}
 	node := s.Node
-	node.Signals, node.Capabilities = server.NodeSignals{}, nil
+	node.Signals, node.Capabilities, node.RDT = server.NodeSignals{}, nil, nil
 	now := nowView{Loop: s.Loop}
 	if c := s.Node.Signals.CPU; c != nil {
 		now.CPU = &server.NodeCPU{AgeSeconds: round(c.AgeSeconds, 1), BusyRatio: round(c.BusyRatio, 3), StealRatio: round(c.StealRatio, 3),
@@ -90,7 +121,7 @@ func newView(s *server.State) (*view, error) {
 		q := *p
 		now.Pressure = &q
 	}
-	troubles, hidden := troubles(s)
+	list, counts := troubles(s)
 	knobs := s.Knobs
 	if len(knobs) > maxKnobs {
 		knobs = knobs[:maxKnobs]
@@ -108,8 +139,8 @@ func newView(s *server.State) (*view, error) {
 	}
 	for name, value := range map[string]any{
 		"agent": s.Agent, "node": node, "policy": s.Policy, "source": s.PodSource, "now": now, "capabilities": s.Node.Capabilities, "pods": pods,
-		"troubles": map[string]any{"list": troubles, "hidden": hidden},
-		"knobs":    map[string]any{"list": notNil(knobs), "hidden": len(s.Knobs) - len(knobs)},
+		"classes": classes(s), "troubles": map[string]any{"list": list, "counts": counts},
+		"knobs": map[string]any{"list": notNil(knobs), "hidden": len(s.Knobs) - len(knobs)},
 	} {
 		text, err := json.Marshal(value)
 		if err != nil {
@@ -134,20 +165,20 @@ func notNil[T any](s []T) []T {
 	return s
 }
 
-func troubles(s *server.State) (list []trouble, hidden int) {
-	list = []trouble{}
+// troubles are the verdicts that are not ok: some of each level, and how many of each there are.
+func troubles(s *server.State) (list []trouble, counts map[string]int) {
+	list, counts = []trouble{}, map[string]int{"violated": 0, "watch": 0, "unknown": 0}
 	for i := range s.Verdicts {
 		v := &s.Verdicts[i]
 		if v.Level == "ok" {
 			continue
 		}
-		if len(list) == maxTroubles {
-			hidden++
+		if counts[v.Level]++; counts[v.Level] > troublesShown[v.Level] {
 			continue
 		}
 		e := &v.Evidence
 		t := trouble{Pod: v.Namespace + "/" + v.Pod, Container: v.Container, Axis: v.Axis, Level: v.Level, Reason: v.Reason,
-			Since: s.At.Add(-time.Duration(v.SinceSeconds * float64(time.Second))).Round(time.Second).Unix(),
+			Since: ago(s.At, v.SinceSeconds),
 			P99:   round(e.P99Seconds, 6), Objective: e.ObjectiveSeconds, Stall: round(e.StallRatio, 3), StallMax: e.StallObjectiveRatio}
 		if e.CPI != nil {
 			t.CPI, t.CPIFence = round(e.CPI.CPI, 2), round(e.CPI.CPIFence, 2)
@@ -160,7 +191,7 @@ func troubles(s *server.State) (list []trouble, hidden int) {
 		}
 		list = append(list, t)
 	}
-	return list, hidden
+	return list, counts
 }
 
 func partyName(p server.Party) string {

@@ -20,7 +20,9 @@ import (
 
 // CRIOptions says where the runtime and the groups are.
 type CRIOptions struct {
-	Endpoint  string // the runtime's socket: unix:///run/containerd/containerd.sock
+	// Endpoints is where the runtime may listen: unix:///run/containerd/containerd.sock. With more than one, each attempt to connect
+	// takes the first that answers: a runtime that starts after the agent is found wherever it is.
+	Endpoints []string
 	Hierarchy *cgroup.Hierarchy
 	Log       *slog.Logger
 	Now       func() time.Time // for the times in Status; nil: time.Now
@@ -70,7 +72,9 @@ type CRI struct {
 	opts   CRIOptions
 	timing timing
 
-	pods   atomic.Pointer[[]signal.Pod]
+	pods    atomic.Pointer[[]signal.Pod]
+	answers atomic.Pointer[string] // the endpoint that answered last, or else the first
+
 	mu     sync.Mutex
 	status Status
 }
@@ -79,17 +83,24 @@ var _ Source = (*CRI)(nil)
 
 // NewCRI checks the options. It does not connect: a runtime that is not there yet is no error but a status.
 func NewCRI(o CRIOptions) (*CRI, error) {
-	endpoint, err := parseEndpoint(o.Endpoint)
-	if err != nil {
-		return nil, err
+	endpoints := make([]string, len(o.Endpoints))
+	for i, endpoint := range o.Endpoints {
+		var err error
+		if endpoints[i], err = parseEndpoint(endpoint); err != nil {
+			return nil, err
+		}
 	}
-	o.Endpoint = endpoint
+	if len(endpoints) == 0 {
+		return nil, errors.New("CRI: no endpoint")
+	}
+	o.Endpoints = endpoints
 	if o.Now == nil {
 		o.Now = time.Now
 	}
 	c := &CRI{opts: o, timing: defaultTiming}
 	c.pods.Store(&[]signal.Pod{})
-	c.status = Status{Source: endpoint, Since: o.Now(), Error: endpoint + ": no answer yet"}
+	c.answers.Store(&endpoints[0])
+	c.status = Status{Source: endpoints[0], Since: o.Now(), Error: strings.Join(endpoints, ", ") + ": no answer yet"}
 	return c, nil
 }
 
@@ -114,7 +125,7 @@ func (c *CRI) Run(ctx context.Context, changed func()) error {
 		answers: make(chan listing, 1),
 		pending: map[string]time.Time{},
 	}
-	l.lister = &lister{endpoint: c.opts.Endpoint, h: c.opts.Hierarchy, timing: c.timing, lost: func() {
+	l.lister = &lister{endpoints: c.opts.Endpoints, answers: &c.answers, h: c.opts.Hierarchy, timing: c.timing, lost: func() {
 		select {
 		case l.lost <- struct{}{}:
 		default:
@@ -478,7 +489,7 @@ func (c *CRI) setStatus(s Status) (news bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := c.opts.Now()
-	s.Source, s.Since = c.opts.Endpoint, c.status.Since
+	s.Source, s.Since = *c.answers.Load(), c.status.Since
 	if s.Connected != c.status.Connected {
 		s.Since = now
 	}

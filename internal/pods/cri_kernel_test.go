@@ -117,7 +117,7 @@ func startCRI(t *testing.T, endpoint string, setup func(*CRI)) *runningCRI {
 	if err != nil {
 		t.Skipf("needs control groups: %v", err)
 	}
-	c, err := NewCRI(CRIOptions{Endpoint: endpoint, Hierarchy: h, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	c, err := NewCRI(CRIOptions{Endpoints: []string{endpoint}, Hierarchy: h, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package pods
 
 import (
 	"fmt"
+	"log/slog"
 	"path"
 	"slices"
 	"strings"
@@ -430,7 +431,7 @@ func TestEndpointErrors(t *testing.T) {
 		})
 	}
 	for _, bad := range []string{"", "tcp://127.0.0.1:1", "containerd.sock", "unix://run/x.sock", "/" + strings.Repeat("x", 200), "/a\x00b"} {
-		if _, err := NewCRI(CRIOptions{Endpoint: bad, Hierarchy: tree.Hierarchy()}); err == nil {
+		if _, err := NewCRI(CRIOptions{Endpoints: []string{bad}, Hierarchy: tree.Hierarchy()}); err == nil {
 			t.Errorf("endpoint %q is taken", bad)
 		}
 	}
@@ -439,6 +440,26 @@ func TestEndpointErrors(t *testing.T) {
 			t.Errorf("endpoint %q: %q, %v", good, got, err)
 		}
 	}
+}
+
+// The runtime is found wherever it begins to listen, also after another one of the usual places has answered.
+func TestRuntimeIsFoundLater(t *testing.T) {
+	tree := cgrouptest.NewFake(t, cgroup.Unified)
+	first, second := newFakeRuntime(t), newFakeRuntime(t)
+	first.stop()
+	second.stop()
+	c, err := NewCRI(CRIOptions{Endpoints: []string{first.endpoint(), second.endpoint()}, Hierarchy: tree.Hierarchy(), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.timing.backoff, c.timing.backMax = time.Millisecond, 20*time.Millisecond
+	src := runCRI(t, c)
+	src.until("nobody answers", func() bool { return !src.Status().Connected && src.Status().Error != "" })
+	second.start(t)
+	src.until("the second answers", func() bool { s := src.Status(); return s.Connected && s.Source == second.endpoint() })
+	second.stop()
+	first.start(t)
+	src.until("the first answers", func() bool { s := src.Status(); return s.Connected && s.Source == first.endpoint() })
 }
 
 func TestProbe(t *testing.T) {

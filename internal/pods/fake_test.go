@@ -214,7 +214,7 @@ func id(n int) string { return fmt.Sprintf("%064x", n) }
 // for it, unless the test sets another period.
 func newCRI(t testing.TB, endpoint string, h *cgroup.Hierarchy) *CRI {
 	t.Helper()
-	c, err := NewCRI(CRIOptions{Endpoint: endpoint, Hierarchy: h, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	c, err := NewCRI(CRIOptions{Endpoints: []string{endpoint}, Hierarchy: h, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}

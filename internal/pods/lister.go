@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -50,10 +51,11 @@ type listing struct {
 
 // lister asks the runtime. It remembers what cannot change, so that a steady node costs two calls a listing.
 type lister struct {
-	endpoint string
-	h        *cgroup.Hierarchy
-	timing   timing
-	lost     func() // called when an open connection breaks
+	endpoints []string
+	answers   *atomic.Pointer[string] // which of them does
+	h         *cgroup.Hierarchy
+	timing    timing
+	lost      func() // called when an open connection breaks
 
 	client     *runtimeClient // nil: not connected
 	containers map[string]placed
@@ -80,16 +82,30 @@ func (l *lister) list(ctx context.Context) listing {
 	return list
 }
 
+// dial connects to the first endpoint that answers. When none does, the error is that of the first that is there.
+func (l *lister) dial(ctx context.Context) (err error) {
+	for i := range l.endpoints {
+		c, dialErr := dialRuntime(ctx, l.endpoints[i], l.timing.call, l.lost)
+		if dialErr == nil {
+			l.client = c
+			l.answers.Store(&l.endpoints[i])
+			return nil
+		}
+		if err == nil || errors.Is(err, fs.ErrNotExist) && !errors.Is(dialErr, fs.ErrNotExist) {
+			err = dialErr
+		}
+	}
+	return err
+}
+
 func (l *lister) ask(ctx context.Context) (listing, error) {
 	if l.client != nil && l.client.broken.Load() {
 		l.close() // a new one learns who answers now
 	}
 	if l.client == nil {
-		c, err := dialRuntime(ctx, l.endpoint, l.timing.call, l.lost)
-		if err != nil {
+		if err := l.dial(ctx); err != nil {
 			return listing{}, err
 		}
-		l.client = c
 	}
 	// Containers before sandboxes, so that a pod that is made meanwhile is not a container without its sandbox.
 	running, err := call(ctx, l.client, l.timing.call, l.client.api.ListContainers, &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{

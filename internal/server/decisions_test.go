@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"testing"
 	"time"
 
@@ -48,4 +49,20 @@ func TestFollowersEndWithTheServer(t *testing.T) {
 	if w := <-done; w.Code != 200 {
 		t.Errorf("%d", w.Code)
 	}
+}
+
+func FuzzQuery(f *testing.F) {
+	for _, q := range []string{"since=1h&limit=3", "since=2026-11-24T12:00:00Z&after=1&wait=3s", "kind=write&kind=x", "%zz", "limit=-1", "since=9999999h"} {
+		f.Add(q)
+	}
+	f.Fuzz(func(t *testing.T, raw string) {
+		v, err := url.ParseQuery(raw)
+		if err != nil {
+			return
+		}
+		q, wait, err := parseQuery(v, time.Unix(1e9, 0))
+		if err == nil && (q.Limit < 1 || q.Limit > maxDecisions || wait < 0 || wait > maxWait) {
+			t.Errorf("%q: %+v, wait %v", raw, q, wait)
+		}
+	})
 }

@@ -38,8 +38,17 @@ type Snapshot struct {
 	Pods       []Pod             // sorted by namespace, name, UID
 	Containers []ContainerSample // grouped by pod in the order of Pods, then by name and ID
 	Events     []WaitEvent       // in the order in which the kernel reported them
+	// Refused is what the kernel would not take since the last tick; ticks only.
+	Refused []Refusal
 	// Lost counts, since the last step, what the kernel side could not deliver: events, map entries, walks of the log.
 	Lost Lost
+}
+
+// Refusal is a setting of a group that could not be made.
+type Refusal struct {
+	Cgroup string // relative to a controller's mount
+	Knob   string // its name in metrics and journal, "cpuset.cpus"
+	Reason string
 }
 
 // Lost is what went missing between kernel and agent since the last step.
@@ -246,6 +255,9 @@ type Capabilities struct {
 	CPUSet   bool // cpuset controller usable
 	Freeze   bool // freezer
 	GroupPSI bool // *.pressure per group
+	// NestedLimits: a group's CPUs and quota may be less than those of the groups in it (cgroup v2). Where they may not, a limit of a
+	// pod keeps containers with limits of their own from being started or changed.
+	NestedLimits bool
 
 	Perf                bool // cycles, instructions, LLC references and misses per group by perf_event
 	CacheAllocation     bool // resctrl: masks of L3 ways (CAT)

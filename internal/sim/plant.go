@@ -476,7 +476,7 @@ func (p *plant) rest(b *body, c signal.ContainerSample, trigger signal.Trigger) 
 }
 
 func (p *plant) caps() signal.Capabilities {
-	c := signal.Capabilities{RunQueue: true, CPUIdle: true, CPUBurst: true, CPUQuota: true, CPUSet: true, Freeze: true, GroupPSI: true}
+	c := signal.Capabilities{RunQueue: true, CPUIdle: true, CPUBurst: true, CPUQuota: true, CPUSet: true, Freeze: true, GroupPSI: true, NestedLimits: true}
 	for _, m := range p.sc.Node.Missing {
 		switch m {
 		case "cpuIdle":
@@ -490,7 +490,7 @@ func (p *plant) caps() signal.Capabilities {
 		case "freeze":
 			c.Freeze = false
 		case "groupPSI":
-			c.GroupPSI = false
+			c.GroupPSI, c.NestedLimits = false, false
 		case "runQueue":
 			c.RunQueue = false
 		}

@@ -598,6 +598,12 @@ func (r *Reader) decode() error {
 		r.readEvents(snap.Now)
 		snap.Events = r.events
 	}
+	snap.Refused = nil
+	if flags&stepRefused != 0 {
+		for range s.rare.Count(3) { // each has three lengths there
+			snap.Refused = append(snap.Refused, signal.Refusal{Cgroup: r.text(), Knob: r.text(), Reason: r.text()})
+		}
+	}
 	if event {
 		snap.Trigger = signal.Event
 	}

@@ -39,8 +39,9 @@ type RecorderOptions struct {
 
 // Bounds of a recorder.
 const (
-	// queueLen is how many steps may wait to be written: some seconds of ticks.
-	queueLen = 32
+	// queueLen is how many ticks may wait to be written, and eventsLen how many events, which are small and come in bursts.
+	queueLen  = 32
+	eventsLen = 256
 	// minMaxBytes is the least that is worth recording into.
 	minMaxBytes = 1 << 20
 	// retryAfter is the pause after the disk has failed, and again the least time between checkpoints that make up for dropped steps.
@@ -52,7 +53,8 @@ const (
 type Recorder struct {
 	o        RecorderOptions
 	log      *slog.Logger
-	free     chan *capture
+	free     chan *capture // for ticks
+	spare    chan *capture // for events
 	queue    chan *capture
 	done     chan struct{}
 	closeErr error
@@ -93,6 +95,7 @@ type Recorder struct {
 
 // capture is a copy of a step.
 type capture struct {
+	event    bool // goes back to spare
 	step     Step
 	snap     signal.Snapshot
 	node     signal.Node
@@ -133,7 +136,7 @@ func NewRecorder(o RecorderOptions) (*Recorder, error) {
 	if o.wall == nil {
 		o.wall = time.Now
 	}
-	r := &Recorder{o: o, log: o.Log, free: make(chan *capture, queueLen), queue: make(chan *capture, queueLen), done: make(chan struct{})}
+	r := &Recorder{o: o, log: o.Log, done: make(chan struct{})}
 	var err error
 	if r.dir, err = openDir(o.Dir, o.MaxBytes, o.MaxAge); err != nil {
 		return nil, fmt.Errorf("record: %w", err)
@@ -145,8 +148,13 @@ func NewRecorder(o RecorderOptions) (*Recorder, error) {
 	_, _ = rand.Read(id[:]) // never fails
 	r.run = hex.EncodeToString(id[:])
 	r.node, r.event = wire.MustCompile[signal.Node](), wire.MustCompile[signal.WaitEvent]()
+	r.free, r.spare = make(chan *capture, queueLen), make(chan *capture, eventsLen)
+	r.queue = make(chan *capture, queueLen+eventsLen)
 	for range queueLen {
 		r.free <- new(capture)
+	}
+	for range eventsLen {
+		r.spare <- &capture{event: true}
 	}
 	r.wantState.Store(true)
 	// The first file is begun at once, so that a directory that cannot be written to is found out now.
@@ -178,7 +186,7 @@ func (r *Recorder) WantsState() bool {
 
 // State takes a checkpoint, which fill appends to the slice it is given.
 func (r *Recorder) State(fill func([]byte) []byte) {
-	c := r.take()
+	c := r.take(r.free)
 	if c == nil {
 		return // the step would be dropped as well
 	}
@@ -190,12 +198,12 @@ func (r *Recorder) State(fill func([]byte) []byte) {
 }
 
 // take gets memory for a step, or nil if all is in use.
-func (r *Recorder) take() *capture {
+func (r *Recorder) take(from chan *capture) *capture {
 	if r.o.Wait {
-		return <-r.free
+		return <-from
 	}
 	select {
-	case c := <-r.free:
+	case c := <-from:
 		return c
 	default:
 		return nil
@@ -256,7 +264,11 @@ func (r *Recorder) Step(snap *signal.Snapshot, p *policy.Compiled, d *decide.Dec
 			r.drop()
 			return
 		}
-		if c = r.take(); c == nil {
+		from := r.free
+		if snap.Trigger == signal.Event {
+			from = r.spare
+		}
+		if c = r.take(from); c == nil {
 			r.drop()
 			return
 		}
@@ -352,10 +364,19 @@ func (r *Recorder) write() {
 				return
 			}
 			r.append(c)
-			r.free <- c
+			r.give(c)
 		case <-idle.C:
 			r.tidy()
 		}
+	}
+}
+
+// give gives memory back.
+func (r *Recorder) give(c *capture) {
+	if c.event {
+		r.spare <- c
+	} else {
+		r.free <- c
 	}
 }
 
@@ -397,11 +418,10 @@ func (r *Recorder) append(c *capture) {
 // reopen ends the present file, if there is one, and begins the next, with the step that has a checkpoint.
 func (r *Recorder) reopen(s *Step) error {
 	if r.w == nil {
-		if s.State == nil {
-			r.wantState.Store(true)
-			return nil
-		}
 		if r.o.wall().Before(r.down) {
+			return nil // a checkpoint would be made in vain
+		}
+		if s.State == nil {
 			r.wantState.Store(true)
 			return nil
 		}
@@ -476,7 +496,6 @@ func (r *Recorder) fail(err error) {
 	}
 	r.w, r.file, r.turn = nil, nil, false
 	r.down = r.o.wall().Add(retryAfter)
-	r.wantState.Store(true)
 }
 
 func (r *Recorder) account() {

@@ -85,13 +85,13 @@ func readAll(t *testing.T, dir string, each func(i int, s *Step)) (files, steps 
 func TestRecorder(t *testing.T) {
 	dir := t.TempDir()
 	r, err := NewRecorder(RecorderOptions{
-		Dir: dir, MaxBytes: 64 << 20, FileBytes: 100 << 10, StateEvery: 10 * time.Second,
+		Dir: dir, MaxBytes: 64 << 20, FileBytes: 60 << 10, StateEvery: 10 * time.Second,
 		Writer: WriterOptions{KeyEvery: 7 * time.Second}, Info: Info{Agent: "test"},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := record(t, r, newWalk(t, 1), 2000)
+	want := record(t, r, newWalk(t, 1), 800)
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -99,7 +99,7 @@ func TestRecorder(t *testing.T) {
 	if steps != len(want) || files < 3 {
 		t.Errorf("%d steps in %d files, want %d in several", steps, files, len(want))
 	}
-	if s := r.Stats(); s.Steps != 2000 || s.Dropped != 0 || s.Failures != 0 || s.Bytes == 0 || s.DiskBytes != int64(s.Bytes) {
+	if s := r.Stats(); s.Steps != 800 || s.Dropped != 0 || s.Failures != 0 || s.Bytes == 0 || s.DiskBytes != int64(s.Bytes) {
 		t.Errorf("%+v", s)
 	}
 }
@@ -126,7 +126,7 @@ func TestRecorderStaysBelowItsBound(t *testing.T) {
 	w, top := newWalk(t, 2), int64(0)
 	for range 100 {
 		record(t, r, w, 60)
-		for len(r.free) < queueLen {
+		for len(r.free) < queueLen || len(r.spare) < eventsLen {
 			time.Sleep(time.Millisecond)
 		}
 		sum := int64(0)
@@ -171,6 +171,9 @@ func TestRecorderDropsRatherThanWaits(t *testing.T) {
 	for range queueLen - 5 {
 		held = append(held, <-r.free)
 	}
+	for range eventsLen - 5 {
+		held = append(held, <-r.spare)
+	}
 	w := newWalk(t, 3)
 	w.snap.Pods = nil
 	want := 0
@@ -186,11 +189,11 @@ func TestRecorderDropsRatherThanWaits(t *testing.T) {
 				time.Sleep(time.Millisecond)
 			}
 			for _, c := range held {
-				r.free <- c
+				r.give(c)
 			}
 		}
 	}
-	for len(r.free) < queueLen {
+	for len(r.free) < queueLen || len(r.spare) < eventsLen {
 		time.Sleep(time.Millisecond)
 	}
 	for s := w.step(); ; s = w.step() { // the one that tells of those that were dropped before it
@@ -230,12 +233,12 @@ func TestRecorderOutlivesABadDisk(t *testing.T) {
 	}
 	w := newWalk(t, 6)
 	record(t, r, w, 20)
-	for len(r.free) < queueLen {
+	for len(r.free) < queueLen || len(r.spare) < eventsLen {
 		time.Sleep(time.Millisecond)
 	}
 	_ = r.file.Close() // from now on writing fails
 	record(t, r, w, 20)
-	for len(r.free) < queueLen {
+	for len(r.free) < queueLen || len(r.spare) < eventsLen {
 		time.Sleep(time.Millisecond)
 	}
 	if s := r.Stats(); s.Failures != 1 || s.Dropped == 0 {
@@ -332,7 +335,7 @@ func TestCapturingDoesNotAllocate(t *testing.T) {
 	for range 4 { // until every capture has seen the largest
 		for _, s := range steps {
 			r.Step(s.Snapshot, s.Policy, &s.Decision, nil)
-			for len(r.free) < queueLen {
+			for len(r.free) < queueLen || len(r.spare) < eventsLen {
 				runtime.Gosched()
 			}
 		}

@@ -410,10 +410,10 @@ func (w *walk) decide(snap *signal.Snapshot) *Step {
 }
 
 func TestWhatIsWrittenIsRead(t *testing.T) {
-	for seed := range uint64(5) {
+	for seed := range uint64(3) {
 		w := newWalk(t, seed)
 		var steps []*Step
-		for range 600 {
+		for range 300 {
 			steps = append(steps, w.step())
 		}
 		data := write(t, WriterOptions{KeyEvery: 10 * time.Second}, steps...)
@@ -571,5 +571,53 @@ func TestDamageIsNamed(t *testing.T) {
 	fixPreamble(newer)
 	if _, err := NewReader("newer", bytes.NewReader(newer), int64(len(newer))); !errors.Is(err, ErrNewer) {
 		t.Errorf("newer: %v", err)
+	}
+}
+
+// TestAnotherVersionsFile reads what a version wrote that had other names for some fields.
+func TestAnotherVersionsFile(t *testing.T) {
+	w := newWalk(t, 12)
+	var steps []*Step
+	for range 50 {
+		steps = append(steps, w.step())
+	}
+	data := write(t, WriterOptions{}, steps...)
+	for _, rename := range [][2]string{{`"UsageNS u"`, `"UsageXX u"`}, {`"pod":"{UID:s,`, `"pod":"{UIX:s,`}, {`"name":"Wake"`, `"name":"Wak2"`}} {
+		if !bytes.Contains(data, []byte(rename[0])) {
+			t.Fatalf("%s is not in the file", rename[0])
+		}
+		data = bytes.Replace(data, []byte(rename[0]), []byte(rename[1]), 1)
+	}
+	r := open(t, repair(data))
+	if !slices.Contains(r.Missing(), "signal.ContainerSample.CPU.UsageNS") || !slices.Contains(r.Dropped(), "signal.ContainerSample.CPU.UsageXX") ||
+		!slices.Contains(r.Missing(), "pod.UID") {
+		t.Errorf("missing %v, dropped %v", r.Missing(), r.Dropped())
+	}
+	comparable := 0
+	for _, ok := range r.Comparable() {
+		if ok {
+			comparable++
+		}
+	}
+	if all := len(w.digest.Fields()); comparable != all-1 {
+		t.Errorf("%d fields of %d can be compared, want all but one", comparable, all)
+	}
+	for i := range steps {
+		s, err := r.Next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := *steps[i].Snapshot
+		want.Pods = slices.Clone(want.Pods)
+		for k := range want.Pods {
+			want.Pods[k].UID = ""
+		}
+		want.Containers = slices.Clone(want.Containers)
+		for k := range want.Containers {
+			want.Containers[k].CPU.UsageNS = 0
+		}
+		if diff := cmp.Diff(&want, s.Snapshot, alike...); diff != "" {
+			t.Fatalf("step %d (-written +read):\n%s", i, diff)
+		}
 	}
 }

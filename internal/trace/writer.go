@@ -102,6 +102,7 @@ const (
 	stepZone
 	stepDropped
 	stepContainers // an event with containers of its own
+	stepRefused
 	stepFlags
 )
 
@@ -365,6 +366,7 @@ func (w *Writer) step(s *Step, policyIndex uint64, key bool) error {
 	set(zone != b.zone || zoneOffset != b.zoneOffset, stepZone)
 	set(s.Dropped > 0, stepDropped)
 	set(own, stepContainers)
+	set(len(snap.Refused) > 0, stepRefused)
 
 	set(w.types.node.differs(unsafe.Pointer(&snap.Node), unsafe.Pointer(&b.node)), stepNode)
 	w.s.ctl = append(w.s.ctl, byte(flags)|0x80, byte(flags>>7)|0x80, byte(flags>>14))
@@ -406,6 +408,12 @@ func (w *Writer) step(s *Step, policyIndex uint64, key bool) error {
 	}
 	if flags&stepEvents != 0 {
 		w.events(snap)
+	}
+	if flags&stepRefused != 0 {
+		w.s.rare = binary.AppendUvarint(w.s.rare, uint64(len(snap.Refused)))
+		for _, f := range snap.Refused {
+			w.s.rare = appendString(appendString(appendString(w.s.rare, f.Cgroup), f.Knob), f.Reason)
+		}
 	}
 	switch {
 	case own:

@@ -9,6 +9,8 @@
 // two that point to the same value still do after decoding. Interfaces, functions and channels are refused, except that a nil
 // interface may be carried.
 //
+// Append and Decode take values that contain themselves by way of pointers; Equal, Copy and Hash do not.
+//
 // The functions take unsafe pointers because they walk values by offset; the caller vouches for the type.
 package wire
 

@@ -69,8 +69,9 @@ type Bandwidth struct {
 	Unit     Unit
 }
 
-// Round is what is written for v, and shown after: v within the limits, up to the next step. With mba_MBps Linux 6.1 rounds up as well,
-// later ones do not; and 6.1 makes 4 MiB/s of the 4294967295 that it shows where there is no limit, so the last step below stands for it.
+// Round is what is written for v, and shown after: v within the limits, up to the next step. With mba_MBps, kernels without the fix
+// "x86/resctrl: Avoid overflow in MB settings in bw_validate()" of 2024 (Debian's 6.1.0-56 and 6.12.117 have it) round up as well, in 32
+// bits: of the 4294967295 that they show where there is no limit they make 4 MiB/s. So the last step below that stands for it.
 func (b *Bandwidth) Round(v uint64) uint64 {
 	v = min(max(v, b.Min), b.Max)
 	if b.Gran <= 1 {

@@ -149,7 +149,6 @@ func TestRigMount(t *testing.T) {
 	if _, now, err := f.SetLimits("g", []rdt.Line{{"MB", []rdt.Domain{{0, 3004}}}}); err != nil || now.Values("MB")[0].Value != 3010 {
 		t.Errorf("3004 MiB/s: %v, %v", now, err)
 	}
-	// 6.1 takes the value that means no limit for 4 MiB/s when it is written.
 	for range 2 {
 		if _, now, err := f.SetLimits("g", []rdt.Line{{"MB", []rdt.Domain{{0, rdt.Unlimited}}}}); err != nil || now.Values("MB")[0].Value < rdt.Unlimited-10 {
 			t.Errorf("no limit: %v, %v", now, err)

@@ -368,7 +368,7 @@ func FuzzParseCounter(f *testing.F) {
 }
 
 func TestMiBps(t *testing.T) {
-	fake := rdttest.New(rdttest.Machine{MB: rdt.MiBps, Old: true})
+	fake := rdttest.New(rdttest.Machine{MB: rdt.MiBps, RoundsMiBps: true})
 	f := open(t, fake)
 	if err := f.Make("g"); err != nil {
 		t.Fatal(err)

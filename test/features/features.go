@@ -46,6 +46,7 @@ func Probe() map[string]bool {
 		"nginx":                  hasPrograms("nginx"),
 		"promtool":               hasPrograms("promtool"),
 		"prometheus":             hasPrograms("prometheus"),
+		"qemu-user":              hasPrograms("qemu-aarch64", "qemu-x86_64"),
 		"qemu":                   hasPrograms("qemu-system-x86_64"),
 		"chromium":               hasPrograms("chromium"),
 		"tmux":                   hasPrograms("tmux"),

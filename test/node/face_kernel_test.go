@@ -218,7 +218,11 @@ func TestPageOfARealNode(t *testing.T) {
 	} {
 		tab.Wait(shown)
 	}
-	tab.Screenshot("page-real", true)
+	if os.Getenv("QOS_AGENT_SCREENSHOTS") != "" {
+		tab.Wait("Number(document.body.dataset.frames) >= 40") // with something to see in the small curves
+		tab.Size(1280, 1120)
+	}
+	tab.Screenshot("page", false)
 	f.stop(d)
 	tab.Wait("document.querySelector('#stale').textContent.includes('the agent cannot be reached')")
 	for _, fault := range tab.Faults() {

@@ -41,7 +41,7 @@ func TestRecordingIsVerified(t *testing.T) {
 `
 	f := newFixture(t, "  mode: enforce"+rules)
 	dir := filepath.Join(t.TempDir(), "trace")
-	f.opts.Extra = []string{"--record", dir, "--record-file-age", "4s"}
+	f.opts.Extra = []string{"--record", dir, "--record-file-age", "1s"}
 	d := f.start()
 	culprits := f.run("batch", work.Spin.On(0), work.Spin.On(0), work.Spin.On(0))
 	f.run("web", work.Pulse(3*time.Millisecond, time.Millisecond).On(0))
@@ -60,7 +60,7 @@ func TestRecordingIsVerified(t *testing.T) {
 	f.wait(d, "fewer pods", func(s *server.State) bool { return len(s.Pods) == 2 })
 	f.pods = pods
 	f.writePods()
-	last := f.wait(d, "all pods", func(s *server.State) bool { return len(s.Pods) == len(pods) && postureHeld(s) })
+	last := f.wait(d, "all pods", func(s *server.State) bool { return len(s.Pods) == len(pods) && postureHeld(s) && s.Loop.Ticks > 40 })
 	_, metrics, err := d.Get(f.ctx, "/metrics")
 	if err != nil {
 		t.Fatal(err)

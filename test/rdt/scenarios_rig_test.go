@@ -133,8 +133,8 @@ func TestRigThreeHogs(t *testing.T) {
 	o.end()
 }
 
-// TestRigBandwidthOnly: a service that misses all the time, so that nobody can take its cache.
-func TestRigBandwidthOnly(t *testing.T) {
+// TestRigLongBandwidthOnly: a service that misses all the time, so that nobody can take its cache.
+func TestRigLongBandwidthOnly(t *testing.T) {
 	y := story{name: "bandwidth", service: missing, hogs: loads(3, flood), bound: 1.1, policy: "  rdt: {bandwidth: {totalMBps: 20000}}\n"}
 	o := y.tell(t)
 	st := o.state()

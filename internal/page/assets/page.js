@@ -134,6 +134,7 @@
     if (changed.matrix) renderMatrix();
     renderPods(Boolean(changed.pods));
     if (changed.knobs) renderKnobs();
+    if (changed.classes) renderClasses();
     if (newNotes) renderLog();
     if (changed.capabilities) renderCapabilities();
     document.body.dataset.frames = String(Number(document.body.dataset.frames || 0) + 1);
@@ -177,7 +178,7 @@
     }
     card("Online pods", number(count("online")), some(containers("online"), "container"));
     card("Offline pods", number(count("offline")), `${some(containers("offline"), "container")}; ${some(count("unclassified"), "pod")} of no class`);
-    const hurt = troubles.list.filter((t) => t.level === "violated").length;
+    const hurt = troubles.counts.violated;
     card("Violated", number(hurt), hurt ? "objectives, see below" : "every objective that can be judged is kept");
     card("Held settings", number(knobs.list.length + knobs.hidden), agent.mode === "observe" ? "observe: nothing is written" : "on " + some(held.size, "pod"));
     const l = now.loop;
@@ -210,10 +211,9 @@
   };
 
   function renderTroubles() {
-    const { list, hidden } = S.sections.troubles;
-    put($("hurt-n"), list.length ? `${list.filter((t) => t.level === "violated").length} violated, ${list.filter((t) => t.level === "watch").length} near it, ${list.filter((t) => t.level === "unknown").length} unknown` : "");
-    const first = (level, n) => list.filter((t) => t.level === level).slice(0, n);
-    const shown = [...first("violated", 20), ...first("watch", 8), ...first("unknown", 4)];
+    const { list: shown, counts } = S.sections.troubles;
+    const all = counts.violated + counts.watch + counts.unknown;
+    put($("hurt-n"), all ? `${counts.violated} violated, ${counts.watch} near it, ${counts.unknown} unknown` : "");
     const out = shown.map((t) => {
       let figure = "";
       if (t.p99) figure = ` p99 ${dur(t.p99)}, promised ${dur(t.objective)}.`;
@@ -227,7 +227,7 @@
       return li;
     });
     if (!out.length) out.push(el("li", {}, el("span", { class: "level ok" }, "ok"), el("div", {}, "Nobody: every online container is inside its objectives.")));
-    const more = hidden + list.length - shown.length;
+    const more = all - shown.length;
     if (more) out.push(el("li", {}, el("span"), el("div", { class: "quiet" }, `and ${more} more, see the table of pods`)));
     $("troubles").replaceChildren(...out);
   }
@@ -295,7 +295,7 @@
   const COLUMNS = [
     { id: "name", name: "Pod", col: "name", sort: (it) => it.key },
     { id: "state", name: "State", col: "levels", only: ["online"], sort: (it) => { const w = worst(it); return w ? -BAD[w.level] * 1e9 - (it.row[F.p99] || 0) : 1; } },
-    { id: "held", name: "Held at", col: "levels", only: ["offline"], sort: (it) => (held.has(it.pod.n) ? 0 : 1) },
+    { id: "held", name: "Held at", col: "held", only: ["offline"], sort: (it) => (held.has(it.pod.n) ? 0 : 1) },
     { id: "p99", name: "Wait p99", col: "fig", desc: true, sort: (it) => it.row[F.p99], text: (r) => orNull(r[F.p99], (v) => dur(v / 1e6)), spark: "p99", top: 1000, missing: ["bpf"] },
     { id: "cpu", name: "CPU", col: "fig", desc: true, sort: (it) => it.row[F.cpu], text: (r) => orNull(r[F.cpu], (v) => (v / 1000).toFixed(2) + (r[F.quota] ? " of " + trim(r[F.quota] / 1000) : "")), spark: "cpu", top: 500,
       title: (r) => (r[F.throttled] ? `throttled in ${r[F.throttled]} % of its periods` : "CPUs in use, of its quota if it has one") },
@@ -448,7 +448,7 @@
   // ---- held
   function renderKnobs() {
     const { list, hidden } = S.sections.knobs;
-    put($("knobs-n"), list.length ? some(list.length + hidden, "setting") + " on " + some(held.size, "pod") : "nothing");
+    put($("knobs-n"), list.length + hidden ? some(list.length + hidden, "setting") + " on " + some(held.size, "pod") : "nothing");
     const head = el("tr", {}, ...["Pod", "Setting", "Original", "Now", "Why", "For whom", "Since"].map((t) => el("th", { scope: "col" }, t)));
     const sorted = list.slice().sort((a, b) => COMPARE(a.pod, b.pod) || COMPARE(a.cgroup, b.cgroup) || COMPARE(a.knob, b.knob));
     let last = "";
@@ -459,6 +459,16 @@
         el("td", {}, k.rule), el("td", { class: "name" }, k.victim || "–"), el("td", { class: "nowrap" }, clock(k.since)));
     });
     $("held").replaceChildren(el("thead", {}, head), el("tbody", {}, ...(rows.length ? rows : [el("tr", {}, el("td", { colspan: 7, class: "quiet" }, "The node is as it would be without the agent."))])));
+  }
+
+  // Classes of service of resctrl: which pods share how much of cache and memory bandwidth.
+  function renderClasses() {
+    const list = S.sections.classes;
+    $("classes-box").hidden = list.length === 0;
+    const head = el("tr", {}, ...["Class", "Cache", "Bandwidth", "Limits", "Pods", "Why", "For whom", "Since"].map((t) => el("th", { scope: "col" }, t)));
+    $("classes").replaceChildren(el("thead", {}, head), el("tbody", {}, ...list.map((c) => el("tr", {}, el("td", { class: "mono" }, c.group), el("td", {}, c.ways ? some(c.ways, "way") : "all"),
+      el("td", {}, c.percent ? c.percent + " %" : "all"), el("td", { class: "mono" }, c.schemata), el("td", { class: "name", title: c.pods.join(", ") }, c.pods.length > 4 ? `${c.pods.slice(0, 3).join(", ")} and ${c.pods.length - 3} more` : c.pods.join(", ")),
+      el("td", {}, c.rule || "–"), el("td", { class: "name" }, c.victim || "–"), el("td", { class: "nowrap" }, clock(c.since * 1000))))));
   }
 
   // ---- decisions

@@ -29,7 +29,9 @@ type Machine struct {
 	// Shareable ways.
 	Shareable uint64
 	MB        rdt.Unit // 0: no MBA
-	Old       bool     // Linux 6.1: monitoring groups cannot be renamed, there is no sparse_masks
+	// RoundsMiBps: the kernel lacks a fix of 2024 and rounds limits in MiB/s, too, in 32 bits.
+	RoundsMiBps bool
+	Old         bool // Linux 6.1: monitoring groups cannot be renamed, there is no sparse_masks
 	// Limbo is for how many calls of Mkdir a freed RMID cannot be used.
 	Limbo int
 }
@@ -576,7 +578,7 @@ func (f *Fake) value(resource, text string) (v uint64, why string) {
 		if (v < least || v > full) && f.m.MB != rdt.MiBps {
 			return 0, fmt.Sprintf("MB value %d out of range [%d,%d]", v, least, full)
 		}
-		if f.m.MB == rdt.Percent || f.m.Old {
+		if f.m.MB == rdt.Percent || f.m.MB == rdt.MiBps && f.m.RoundsMiBps {
 			v = (v + step - 1) / step * step
 		}
 		return v & (1<<32 - 1), ""
