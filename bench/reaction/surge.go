@@ -168,7 +168,7 @@ func (c *cli) surgeGroups(s *lab.Site) (out []string, err error) {
 // aloneP99 is the median p99 of surges beside nothing.
 func aloneP99(ctx context.Context, web *online.Service, length time.Duration, n int) (float64, error) {
 	var all []float64
-	for range max(3, n/2) {
+	for range max(1, min(3, n)) {
 		slots, err := runSurge(ctx, web, length)
 		if err != nil {
 			return 0, err
