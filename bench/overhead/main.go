@@ -114,7 +114,11 @@ func (r *result) print() {
 	for _, c := range r.Cost {
 		fmt.Fprintf(t, "%s\t%.0f\t%.0f", c.Load, c.SwitchesPerSec, c.OursNSPerSwitch)
 		for _, tool := range knownTools {
-			fmt.Fprintf(t, "\t%.0f", c.ToolNS[tool.name])
+			if ns, ok := c.ToolNS[tool.name]; ok {
+				fmt.Fprintf(t, "\t%.0f", ns)
+			} else {
+				fmt.Fprint(t, "\tdid not run")
+			}
 		}
 		fmt.Fprintln(t)
 	}
