@@ -177,7 +177,7 @@ func newPair(k cellKey, s samples, cells map[cellKey]*samples, thrown int, held 
 		return p
 	}
 	p.P50, p.P99, p.P999 = median(s.p50), median(s.p99), median(s.p999)
-	p.CPU, p.Left, p.Late, p.Work = median(s.cpu), median(s.left), median(s.late), median(s.work)
+	p.CPU, p.Left, p.Late, p.Work = median(s.cpu), median(s.left), median(s.late), orZero(median(s.work))
 	ci := bootstrap(rng, func(draw func([]float64) []float64) float64 { return median(draw(s.p99)) })
 	p.P99Low, p.P99High = ci.Low, ci.High
 	same := func(v []float64) []float64 { return v }
@@ -205,7 +205,7 @@ func (p *pair) ratio(cells map[cellKey]*samples, draw func([]float64) []float64)
 // kept is the pair's throughput to that of the same work beside the same service unprotected.
 func (p *pair) kept(cells map[cellKey]*samples, draw func([]float64) []float64) float64 {
 	ref := cells[cellKey{p.Online, p.Load, p.Offline, none}]
-	if ref == nil || len(ref.work) == 0 || median(ref.work) == 0 {
+	if ref == nil || len(ref.work) == 0 || len(p.samples.work) == 0 || median(ref.work) == 0 {
 		return math.NaN()
 	}
 	return max(keptFloor, median(draw(p.samples.work))/max(median(draw(ref.work)), math.SmallestNonzeroFloat32))

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"encoding/xml"
 	"errors"
 	"io"
@@ -73,6 +74,9 @@ func TestNoisyRunsSaySo(t *testing.T) {
 	r := gather(someOptions(), []*phase{seen("", alone, 0, 100), p}, nil, 1)
 	if !r.TooNoisy || !r.Pairs[0].TooNoisy || len(r.Summary) > 0 {
 		t.Errorf("too noisy %v, pair %+v, summary %v", r.TooNoisy, r.Pairs[0], r.Summary)
+	}
+	if _, err := json.Marshal(r); err != nil {
+		t.Errorf("what cannot be told cannot be written: %v", err)
 	}
 	var out bytes.Buffer
 	r.print(&out, someOptions())

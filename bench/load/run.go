@@ -111,16 +111,20 @@ func (g *generator) end() (Window, error) {
 	g.ended.Store(nil)
 	g.giveUp.Store(false)
 	g.collect.Store(true)
-	for start := time.Now(); ; time.Sleep(time.Millisecond) {
+	// This thread is an ordinary one and may itself wait for a CPU for long: what counts is how often it has looked since.
+	var gaveUp time.Time
+	for start, looks := time.Now(), 0; ; time.Sleep(time.Millisecond) {
 		if r := g.ended.Load(); r != nil {
 			return r.window(), nil
 		}
-		waited := time.Since(start)
-		if waited > g.patience {
+		switch {
+		case gaveUp.IsZero() && time.Since(start) > g.patience:
 			g.giveUp.Store(true)
-		}
-		if waited > g.patience+2*time.Second {
-			return Window{}, fmt.Errorf("the generator's thread does not run")
+			gaveUp = time.Now()
+		case !gaveUp.IsZero():
+			if looks++; looks > 500 && time.Since(gaveUp) > 5*time.Second {
+				return Window{}, fmt.Errorf("the generator's thread does not run")
+			}
 		}
 	}
 }
