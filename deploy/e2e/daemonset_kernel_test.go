@@ -256,6 +256,20 @@ func (s *stage) checkPort(t *testing.T) {
 	if status, _, err := get(s.ctx, s.port, "/api/v1/state"); err != nil || status != http.StatusNotFound {
 		t.Errorf("the state API on the pod network: %d %v; want it to be on loopback only", status, err)
 	}
+	// Rates and blame come with the ticks after the first.
+	var missing []string
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(200 * time.Millisecond) {
+		if missing = s.missing(t); len(missing) == 0 || time.Now().After(end) {
+			break
+		}
+	}
+	for _, what := range missing {
+		t.Errorf("%s: 0", what)
+	}
+}
+
+// missing lists what a scrape should show and does not.
+func (s *stage) missing(t *testing.T) (out []string) {
 	_, body, err := get(s.ctx, s.port, "/metrics")
 	if err != nil {
 		t.Fatal(err)
@@ -274,9 +288,10 @@ func (s *stage) checkPort(t *testing.T) {
 		"enforcing":             sum(families["qosagent_enforcing"]),
 	} {
 		if value <= 0 {
-			t.Errorf("%s: %v", what, value)
+			out = append(out, what)
 		}
 	}
+	return out
 }
 
 // sum adds the series of a family that have the given labels (name, value, name, value); of histograms the number of observations.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/qos-agent/qos-agent/internal/knob"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
+	"github.com/qos-agent/qos-agent/pkg/cpuset"
 )
 
 // phase is when in a batch a step is due.
@@ -208,6 +210,14 @@ func (e *Executor) do(s step, last bool) {
 		return
 	}
 	err := u.k.Write(old, s.to)
+	if errors.Is(err, unix.ENOSPC) && u.Kind == knob.CPUSet && s.to.CPUs.Empty() && e.v2(u.Kind) {
+		// A setting cannot be taken away again from a group that has processes (cgroup v2 of 6.12): all that the group above has is the
+		// same to them.
+		if all := e.above(u.Cgroup); !all.Empty() {
+			s.to.CPUs, u.goal.CPUs = all, all
+			err = u.k.Write(old, s.to)
+		}
+	}
 	if err == nil || !cgroup.Gone(err) {
 		if readErr := e.observe(u); err == nil {
 			err = readErr
@@ -247,6 +257,20 @@ func (e *Executor) do(s step, last bool) {
 		e.tell(u, old, knob.Written, nil)
 	}
 	u.edited = false
+}
+
+// above is the CPUs on which the group above may run, on cgroup v2; empty if that cannot be read.
+func (e *Executor) above(group string) (cpus cpuset.Set) {
+	r, err := cgroup.OpenEffectiveCPUs(e.h, path.Dir(group))
+	if err != nil {
+		return cpus
+	}
+	defer r.Close()
+	var scratch cgroup.Scratch
+	if err := r.CPUs(&scratch, &cpus); err != nil {
+		return cpuset.Set{}
+	}
+	return cpus
 }
 
 // observe reads what a knob is after we have changed it.

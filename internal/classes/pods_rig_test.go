@@ -83,7 +83,13 @@ func TestRigForks(t *testing.T) {
 	}
 	group := Prefix + "offline"
 	for range 20 {
-		if tids := outside(t, e, fs, hogGroup, group); len(tids) > 0 {
+		// What begins or ends between two readings can seem to be outside once; what escaped stays outside.
+		tids := outside(t, e, fs, hogGroup, group)
+		if len(tids) > 0 {
+			still := outside(t, e, fs, hogGroup, group)
+			tids = slices.DeleteFunc(tids, func(tid int) bool { return !slices.Contains(still, tid) })
+		}
+		if len(tids) > 0 {
 			t.Errorf("threads %v of the pod are not in its class", tids)
 		}
 		time.Sleep(100 * time.Millisecond)

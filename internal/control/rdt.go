@@ -328,10 +328,17 @@ func (c *RDT) weigh(in *Input, v *judge.Verdict) {
 	if v.Joint && offlinePermille(named) < in.Spec.Judge.CulpritPercent*10 {
 		return
 	}
+	settling := c.settling(in, v)
+	if settling {
+		c.undo(in, v)
+	}
 	found, spent := 0, 0
 	for _, s := range named {
 		if p := c.pods[s.Pod]; p != nil {
 			found++
+			if settling && p.sharing(in.PodID[v.Pod]).belief <= beliefStart {
+				continue
+			}
 			if c.cut(in, p, v, s) == exhausted {
 				spent++
 			}
@@ -350,6 +357,24 @@ func (c *RDT) weigh(in *Input, v *judge.Verdict) {
 	if v.Axis == judge.Cache && spent >= found {
 		c.deserve(in, v)
 	}
+}
+
+// settling reports whether a pod whose cuts are known to have helped the victim has just been given something back, or has just been
+// cut for it. Until that has shown its effect it is the likeliest reason for the trouble, whoever looks suspicious meanwhile, and nobody
+// new is cut.
+func (c *RDT) settling(in *Input, v *judge.Verdict) bool {
+	for _, p := range c.pods {
+		if p == nil || p.sharing(in.PodID[v.Pod]).belief <= beliefStart {
+			continue
+		}
+		for r := range resources {
+			l := &p.limit[r]
+			if l.onProbation(in) || l.n != 0 && l.victim == c.names[v.Pod] && in.Now-l.cut < in.Spec.RDT.Verify.After.D() {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // undo takes back the last step up of pods whose cuts are known to have helped the victim. What an intervention has shown outweighs that

@@ -302,11 +302,13 @@ func (s *Search) evaluate(cands []*Candidate, budget float64) ([]Found, error) {
 	slots := make(chan struct{}, runtime.GOMAXPROCS(0))
 	for _, rec := range s.Recordings {
 		var todo []*Candidate
+		mu.Lock() // the recordings before this one are still being tried
 		for _, c := range cands {
 			if _, ok := s.known[evalKey{c.ID(), rec.Name(), budget}]; !ok {
 				todo = append(todo, c)
 			}
 		}
+		mu.Unlock()
 		for chunk := range slices.Chunk(todo, together) {
 			wg.Add(1)
 			slots <- struct{}{}

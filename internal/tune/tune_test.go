@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,13 +22,13 @@ import (
 type simulated struct {
 	sc  *sim.Scenario
 	pol *policy.Compiled
-	n   *int // how often it was read
+	n   *atomic.Int32 // how often it was read; several are at once
 }
 
 func (s simulated) Name() string { return s.sc.Name }
 
 func (s simulated) Steps(give func(*whatif.Step) error) error {
-	*s.n++
+	s.n.Add(1)
 	var failed error
 	_, err := sim.Watch(s.sc, s.pol, func(snap *signal.Snapshot, d *decide.Decision) {
 		if failed == nil {
@@ -64,7 +65,7 @@ parameters:
 - {path: judge.window, from: 1s, to: 10s, scale: log}
 `
 
-func setUp(t *testing.T) (*Base, *Space, []whatif.Recording, *int) {
+func setUp(t *testing.T) (*Base, *Space, []whatif.Recording, *atomic.Int32) {
 	t.Helper()
 	dir := t.TempDir()
 	file := filepath.Join(dir, "space.yaml")
@@ -80,7 +81,7 @@ func setUp(t *testing.T) (*Base, *Space, []whatif.Recording, *int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := new(int)
+	n := new(atomic.Int32)
 	var recs []whatif.Recording
 	for _, name := range []string{"calm", "constant-harm-rests"} {
 		sc, err := sim.Load(name)
@@ -141,7 +142,7 @@ func TestTuneFindsABetterPolicy(t *testing.T) {
 	if err := os.WriteFile(state, []byte(strings.Join(lines[:len(lines)-2], "")+`{"search":"`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	*n = 0
+	n.Store(0)
 	again := &Search{Base: base, Space: space, Recordings: recs, Points: 16, Rounds: 1, Out: out}
 	found2, err := again.Run()
 	if err != nil {
@@ -150,8 +151,8 @@ func TestTuneFindsABetterPolicy(t *testing.T) {
 	if len(found2) != len(found) {
 		t.Errorf("%d found, before %d", len(found2), len(found))
 	}
-	if *n > 2+1 { // one reading each for the model, one for the evaluation that was lost
-		t.Errorf("the recordings were read %d times after a resumption", *n)
+	if n.Load() > 2+1 { // one reading each for the model, one for the evaluation that was lost
+		t.Errorf("the recordings were read %d times after a resumption", n.Load())
 	}
 	if data2, err := os.ReadFile(state); err != nil || len(data2) != len(data) {
 		t.Errorf("%d bytes of state, before %d (%v)", len(data2), len(data), err)

@@ -39,17 +39,15 @@ func TestThreadsOnTheKernel(t *testing.T) {
 			t.Fatal(err)
 		}
 		slices.Sort(got)
-		if after := threadsOf(t, want); slices.Equal(before, after) {
+		// Two threads, the processes' first ones, would prove little.
+		if after := threadsOf(t, want); slices.Equal(before, after) && len(after) > len(want) {
 			if !slices.Equal(got, before) {
 				t.Errorf("threads %v, want %v", got, before)
-			}
-			if len(got) <= len(want) {
-				t.Errorf("only %d threads: this proves little", len(got))
 			}
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatal("the processes start threads all the time")
+			t.Fatal("the processes start threads all the time, or none")
 		}
 	}
 	if got, err := h.Threads(tree.Path("gone"), nil); err != nil || len(got) > 0 {

@@ -190,7 +190,7 @@ func testRules(t *testing.T, w world) {
 		var err error
 		for waited := 0; len(made) < 100; {
 			name := rdt.MonGroup("be", strings.Repeat("m", 1+len(made)))
-			if err = f.Make(name); errors.Is(err, rdt.ErrLimbo) && waited < 100 {
+			if err = f.Make(name); errors.Is(err, rdt.ErrLimbo) && waited < 600 { // until old lines have faded
 				time.Sleep(100 * time.Millisecond)
 				waited++
 				continue

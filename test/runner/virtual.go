@@ -26,10 +26,11 @@ const (
 	longTimeout = 40 * time.Minute
 )
 
-// forGuest tells whether the package's kernel tests can run in the guest, which has neither a container runtime nor nginx nor a browser.
+// forGuest tells whether the package's kernel tests can run in the guest, which has neither a container runtime nor nginx nor a browser, and in
+// which nobody runs benches.
 func (p *pkg) forGuest() bool {
-	const containerd, demo, page = module + "test/containerd", module + "demo", module + "internal/page"
-	return len(p.kernelFiles()) > 0 && p.ImportPath != containerd && p.ImportPath != demo && p.ImportPath != page &&
+	const containerd, demo, page, lab = module + "test/containerd", module + "demo", module + "internal/page", module + "bench/lab"
+	return len(p.kernelFiles()) > 0 && !slices.Contains([]string{containerd, demo, page, lab}, p.ImportPath) &&
 		!slices.Contains(p.TestImports, containerd) && !slices.Contains(p.XTestImports, containerd)
 }
 
