@@ -64,31 +64,49 @@ type summary struct {
 // bpf is what the three measurements share: a victim's group and a competitor's.
 type bpf struct {
 	*lab.Lab
+	tools          []tool
 	victim, others string
 	load           []*work.Process
 }
 
 const victimSlot, otherSlot = ebpf.FirstSlot, ebpf.FirstSlot + 1
 
-// tools are the public programs that the agent's are held against: command, and Debian's package. bpftrace's runs the same program in
-// its own language.
-var tools = []struct {
-	name, pkg string
-	args      []string
-}{
+// knownTools are the public programs that the agent's are held against: command, and Debian's package.
+var knownTools = []tool{
 	{"runqlat", "libbpf-tools", []string{"3600", "1"}},
 	{"runqlat.bt", "bpftrace", nil},
 }
 
+type tool struct {
+	name, pkg string
+	args      []string
+}
+
 // measureBPF does all three, interleaved where they are compared.
 func measureBPF(l *lab.Lab, seconds, rounds int, r *result) (err error) {
-	for _, tool := range [][2]string{{"runqlat", "libbpf-tools"}, {"runqlat.bt", "bpftrace"}, {"perf", "linux-perf"}, {"taskset", "util-linux"}} {
-		if _, err := online.Find(tool[0], tool[1]); err != nil {
+	for _, need := range [][2]string{{"runqlat", "libbpf-tools"}, {"perf", "linux-perf"}, {"taskset", "util-linux"}} {
+		if _, err := online.Find(need[0], need[1]); err != nil {
 			return err
 		}
 	}
 	b := &bpf{Lab: l}
 	defer b.stop()
+	// libbpf-tools' is the measure; bpftrace's needs more of a machine (tracefs, locked memory) and is left out where it does not run.
+	r.NotRun = map[string]string{}
+	for _, t := range knownTools {
+		cmd, err := startTool(t)
+		switch {
+		case err == nil:
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+			b.tools = append(b.tools, t)
+		case t.name == "runqlat":
+			return err
+		default:
+			r.NotRun[t.name] = err.Error()
+			fmt.Printf("%s is left out: %v\n", t.name, err)
+		}
+	}
 	if b.victim, err = l.Tree.Make("victim"); err != nil {
 		return err
 	}
@@ -286,8 +304,8 @@ func (b *bpf) cost(load string, window time.Duration) (c cost, err error) {
 	}
 	c.SwitchesPerSec, c.OursNSPerSwitch = float64(switches)/window.Seconds(), float64(ns)/float64(switches)
 	c.ToolNS = map[string]float64{}
-	for _, tool := range tools {
-		if c.ToolNS[tool.name], err = toolCost(tool.name, tool.args, window); err != nil {
+	for _, t := range b.tools {
+		if c.ToolNS[t.name], err = toolCost(t, window); err != nil {
 			return c, err
 		}
 	}
@@ -295,7 +313,7 @@ func (b *bpf) cost(load string, window time.Duration) (c cost, err error) {
 }
 
 // toolCost is what a tool's programs take on whatever the machine does now.
-func toolCost(name string, args []string, window time.Duration) (float64, error) {
+func toolCost(t tool, window time.Duration) (float64, error) {
 	on, err := cilium.EnableStats(unix.BPF_STATS_RUN_TIME)
 	if err != nil {
 		return 0, err
@@ -305,7 +323,7 @@ func toolCost(name string, args []string, window time.Duration) (float64, error)
 	if err := programs(func(id cilium.ProgramID, _ *cilium.Program) error { known[id] = true; return nil }); err != nil {
 		return 0, err
 	}
-	cmd, err := startTool(name, args)
+	cmd, err := startTool(t)
 	if err != nil {
 		return 0, err
 	}
@@ -347,15 +365,15 @@ func toolCost(name string, args []string, window time.Duration) (float64, error)
 		return 0, err
 	}
 	if sw1 == sw0 {
-		return 0, fmt.Errorf("%s's program of switches did not run", name)
+		return 0, fmt.Errorf("%s's program of switches did not run", t.name)
 	}
 	return float64(ns1-ns0) / float64(sw1-sw0), nil
 }
 
 // startTool traces everything, as an operator would, until it is killed. It returns when the tool's programs have been there for a
 // moment.
-func startTool(name string, args []string) (*exec.Cmd, error) {
-	path, err := online.Find(name, "libbpf-tools or bpftrace")
+func startTool(t tool) (*exec.Cmd, error) {
+	path, err := online.Find(t.name, t.pkg)
 	if err != nil {
 		return nil, err
 	}
@@ -363,7 +381,9 @@ func startTool(name string, args []string) (*exec.Cmd, error) {
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.Command(path, args...)
+	var said bytes.Buffer
+	cmd := exec.Command(path, t.args...)
+	cmd.Stderr = &said
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		return nil, err
@@ -374,10 +394,19 @@ func startTool(name string, args []string) (*exec.Cmd, error) {
 			time.Sleep(attachTime)
 			return cmd, nil
 		}
+		if syscall.Kill(cmd.Process.Pid, 0) != nil || ended(cmd.Process.Pid) {
+			break
+		}
 	}
-	_ = cmd.Process.Kill()
-	_ = cmd.Wait()
-	return nil, fmt.Errorf("%s loaded no program within %v", name, attachPatience)
+	_ = cmd.Process.Kill() // it may have ended
+	_ = cmd.Wait()         // says that it was killed
+	return nil, fmt.Errorf("%s loads no program: %s", t.name, strings.TrimSpace(said.String()))
+}
+
+// ended reports whether a child has ended and waits to be waited for.
+func ended(pid int) bool {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err != nil || bytes.Contains(text, []byte(") Z "))
 }
 
 func countPrograms() (n int, err error) {
@@ -454,7 +483,7 @@ func (b *bpf) slowdown(rounds int, once func() (float64, error)) (d slowdown, er
 	d = slowdown{Rounds: rounds, Unit: "us per operation, or ms of a run", Took: map[string]summary{}, Slowdown: map[string]float64{}}
 	took := map[string][]float64{}
 	under := []string{"bare", "qos-agent"}
-	for _, t := range tools {
+	for _, t := range b.tools {
 		under = append(under, t.name)
 	}
 	for round := range rounds {
@@ -487,9 +516,9 @@ func (b *bpf) under(name string, once func() (float64, error)) (v float64, err e
 		defer func() { err = errors.Join(err, t.Close()) }()
 		return once()
 	}
-	for _, tool := range tools {
-		if tool.name == name {
-			cmd, err := startTool(tool.name, tool.args)
+	for _, t := range b.tools {
+		if t.name == name {
+			cmd, err := startTool(t)
 			if err != nil {
 				return 0, err
 			}

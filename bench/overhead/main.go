@@ -45,6 +45,8 @@ type result struct {
 	Cost      []cost    `json:"cost"`
 	Pipe      slowdown  `json:"pipe"`
 	Messaging slowdown  `json:"messaging"`
+	// NotRun is tools that did not run here, and why.
+	NotRun map[string]string `json:"not_run,omitempty"`
 
 	Windows       int       `json:"windows"`
 	WindowSeconds float64   `json:"window_seconds"`
@@ -105,25 +107,32 @@ func (r *result) print() {
 		a.Ours.P50, a.Runqlat.P50, a.Ours.P99, a.Runqlat.P99, a.Neighbours, a.OursWaits, a.RunqlatWait)
 	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprint(t, "ns of BPF per switch\tswitches/s\tqos-agent")
-	for _, tool := range tools {
+	for _, tool := range knownTools {
 		fmt.Fprint(t, "\t"+tool.name)
 	}
 	fmt.Fprintln(t)
 	for _, c := range r.Cost {
 		fmt.Fprintf(t, "%s\t%.0f\t%.0f", c.Load, c.SwitchesPerSec, c.OursNSPerSwitch)
-		for _, tool := range tools {
-			fmt.Fprintf(t, "\t%.0f", c.ToolNS[tool.name])
+		for _, tool := range knownTools {
+			if ns, ok := c.ToolNS[tool.name]; ok {
+				fmt.Fprintf(t, "\t%.0f", ns)
+			} else {
+				fmt.Fprint(t, "\tdid not run")
+			}
 		}
 		fmt.Fprintln(t)
 	}
 	for name, d := range map[string]slowdown{"perf bench sched pipe, us per operation": r.Pipe, "perf bench sched messaging, ms": r.Messaging} {
 		fmt.Fprintf(t, "\n%s\tmedian (min - max) of %d\tslower by\n", name, d.Rounds)
 		names := []string{"bare", "qos-agent"}
-		for _, tool := range tools {
+		for _, tool := range knownTools {
 			names = append(names, tool.name)
 		}
 		for _, n := range names {
-			s := d.Took[n]
+			s, ok := d.Took[n]
+			if !ok {
+				continue
+			}
 			fmt.Fprintf(t, "%s\t%.3f (%.3f - %.3f)\t%.1f %%\n", n, s.Median, s.Min, s.Max, 100*d.Slowdown[n])
 		}
 	}
