@@ -120,6 +120,7 @@ func (l *loop) run() error {
 	l.takeCPU()
 	l.report()
 	l.diary(decisionlog.Entry{Kind: decisionlog.KindAgent, Message: "the agent " + l.o.Version + " begins, mode " + string(l.mode())})
+	l.noteInForce(l.policy.compiled)
 	for !l.stop.Load() {
 		ready, err := l.poller.Wait(l.nextLook())
 		if err != nil {
@@ -357,6 +358,11 @@ func (l *loop) onMail() {
 	}
 }
 
+// noteInForce enters a policy into the decision log, which the next one's readers want to compare with.
+func (l *loop) noteInForce(p *policy.Compiled) {
+	l.diary(decisionlog.Entry{Kind: decisionlog.KindPolicy, New: p.ID(), Message: "policy " + p.Name() + " is in force"})
+}
+
 // onPolicyMail takes a new policy, keeps the last good one if the new one is bad, and drops it if there is none any more.
 func (l *loop) onPolicyMail(m *policyMail) {
 	p := &l.policy
@@ -366,7 +372,7 @@ func (l *loop) onPolicyMail(m *policyMail) {
 		p.reloads++
 	case m.err == nil:
 		l.adopt(m.policy, m.at)
-		l.diary(decisionlog.Entry{Kind: decisionlog.KindPolicy, New: m.policy.ID(), Message: "policy " + m.policy.Name() + " is in force"})
+		l.noteInForce(m.policy)
 		l.o.Log.Info("policy in force", "policy", m.policy.Name(), "id", m.policy.ID())
 	case errors.Is(m.err, policy.ErrNoPolicy):
 		p.failures++
