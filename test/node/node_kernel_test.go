@@ -341,11 +341,11 @@ func TestRemovedPolicyIsUndone(t *testing.T) {
 }
 
 func TestObserveWritesNothing(t *testing.T) {
-	f := newFixture(t, "  mode: enforce\n")
+	f := newFixture(t, "  mode: enforce\n  objectives: {cpuWaitP99: 1ms, cpuWaitEvent: 2ms}\n")
 	f.opts.Mode = "observe" // the command line is stronger than the policy
 	d := f.start()
-	f.run("web", work.Pulse(2*time.Millisecond, 2*time.Millisecond).On(0))
-	f.run("batch", work.Spin.On(0), work.Spin.On(0))
+	f.run("web", work.Pulse(3*time.Millisecond, time.Millisecond).On(0))
+	f.run("batch", work.Spin.On(0), work.Spin.On(0), work.Spin.On(0))
 	s := f.wait(d, "a verdict on web", func(s *server.State) bool {
 		for _, v := range s.Verdicts {
 			if v.Pod == "web" && v.Level == "violated" {

@@ -5,8 +5,10 @@ package work
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -78,6 +80,7 @@ func (l Load) text() string {
 
 // run sleeps and reads the clock with raw system calls, so that the Go scheduler has nothing to do and adds nothing.
 func (l Load) run() {
+	runtime.LockOSThread()
 	if l.Pin {
 		var set unix.CPUSet
 		set.Set(l.CPU)
@@ -86,6 +89,7 @@ func (l Load) run() {
 			os.Exit(2)
 		}
 	}
+	_ = os.Stdout.Close() // tells Start
 	nap := unix.NsecToTimespec(int64(l.Sleep))
 	for {
 		spin(l.Busy)
@@ -115,7 +119,8 @@ func threadCPU() time.Duration {
 // Process is a load that runs.
 type Process struct{ cmd *exec.Cmd }
 
-// Start starts a load. It ends with Stop, or with the process that started it.
+// Start starts a load, and returns when it is where it is to run and about to work: on an emulated CPU it may take seconds to get
+// there, in which it would be seen to wait on other CPUs. It ends with Stop, or with the process that started it.
 func Start(l Load) (*Process, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -125,7 +130,14 @@ func Start(l Load) (*Process, error) {
 	cmd.Env = append(os.Environ(), env+"="+l.text(), "GOMAXPROCS=1", "GOGC=off")
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	ready, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, fmt.Errorf("work: %w", err)
+	}
 	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("work: %w", err)
+	}
+	if _, err := io.Copy(io.Discard, ready); err != nil {
 		return nil, fmt.Errorf("work: %w", err)
 	}
 	return &Process{cmd}, nil
