@@ -12,6 +12,7 @@ import (
 	"github.com/qos-agent/qos-agent/internal/knob"
 	"github.com/qos-agent/qos-agent/internal/policy"
 	"github.com/qos-agent/qos-agent/internal/signal"
+	"github.com/qos-agent/qos-agent/pkg/histogram"
 )
 
 // flow is a pod as cache and memory see it. Its miss ratio falls from 1 to 0.02 as its working set comes to be cached.
@@ -59,6 +60,7 @@ type memory struct {
 	log     []control.Note
 	blind   bool // counters read nothing
 	state   signal.RDTState
+	waiting func(*signal.Snapshot) // adds waits to a snapshot; nil: nobody waits
 	changes int
 	prior   []knob.Share
 	verbose bool
@@ -216,6 +218,9 @@ func (m *memory) build() {
 		for d, n := range sum {
 			s.Node.Bandwidth = append(s.Node.Bandwidth, signal.DomainBandwidth{ID: d, At: m.now, Span: m.tick, State: m.state, TotalBytes: uint64(n * 1e6 * span)})
 		}
+	}
+	if m.waiting != nil {
+		m.waiting(s)
 	}
 }
 
@@ -411,6 +416,70 @@ func TestCutsComeWithinTwoTicksOfTheVerdict(t *testing.T) {
 		}
 	}
 	t.Fatal("never a verdict")
+}
+
+// TestNobodyNewIsCutWhileAProvenCulpritSettles: cache that a proven culprit was given back is the likeliest reason for the trouble that
+// follows, whoever else begins to move something at that moment.
+func TestNobodyNewIsCutWhileAProvenCulpritSettles(t *testing.T) {
+	m := newMemory(t, 1, server("a"), hog("h1").stopped(), hog("late").stopped())
+	m.recover(1.1, "h1")
+	m.log = nil
+	returned := time.Duration(0)
+	for end := m.now + 5*time.Minute; m.now < end; {
+		seen := len(m.log)
+		m.step()
+		for _, n := range m.log[seen:] {
+			if n.Rule == control.RuleRegrow && n.Pod == "ns/h1" {
+				returned = n.At
+			}
+		}
+		m.flow("late").off = returned == 0 || m.now-returned >= m.pol.spec.RDT.Verify.After.D() // gone before its turn would come
+	}
+	if m.count(control.RuleRegrowUndo, "h1") == 0 {
+		t.Error("nothing was ever given back that hurt")
+	}
+	m.onlyCut("h1")
+}
+
+// TestCacheWaitsForTheCPUControllersCut: one resource of a culprit is cut at a time, and waits are measured, not inferred.
+func TestCacheWaitsForTheCPUControllersCut(t *testing.T) {
+	m := newMemory(t, 1, server("a"), hog("h1").stopped())
+	m.run(15 * time.Second)
+	m.flow("h1").off = false
+	m.waiting = func(s *signal.Snapshot) {
+		w := &s.Containers[0].Wait
+		w.Buckets = []signal.Bucket{{Index: uint16(histogram.Index(uint64(50 * time.Millisecond))), Count: 100}}
+		w.Blame = []signal.Blame{{Culprit: 1, NS: uint64(500 * time.Millisecond)}}
+	}
+	var cut time.Duration
+	for end := m.now + time.Second; cut == 0; m.step() {
+		if m.now > end {
+			t.Fatal("the CPU controller never cut")
+		}
+		for _, n := range m.log {
+			if n.Owner == control.OwnerCPU && n.Rule == control.RuleTickCut {
+				cut = n.At
+			}
+		}
+	}
+	m.waiting = nil // that helped against the waits, and not against the rest
+	m.run(10 * time.Second)
+	after := m.pol.spec.RDT.Verify.After.D()
+	for _, n := range m.log {
+		if n.Owner == control.OwnerCPU {
+			if n.Rule == control.RuleTickCut {
+				cut = n.At
+			}
+			continue
+		}
+		if n.Rule == control.RuleTickCut || n.Rule == control.RuleJointCut {
+			if n.At-cut < after {
+				t.Errorf("%v after the CPU controller: %s", n.At-cut, n)
+			}
+			return
+		}
+	}
+	t.Error("the cache was never cut")
 }
 
 // stream has a working set that no cache holds, so that it is hurt by a slow memory only.
