@@ -142,40 +142,34 @@ func (m *memory) react() {
 				f.mbps += (f.instr*f.misses*64 - f.mbps) / 20
 			}
 		}
-		// Ways: limited pods share the lowest ways, everybody else all.
-		limited, fill := 0, 0.0
-		for _, f := range m.flows {
-			if f.domain == d && f.ways > limited && !f.own {
-				limited = f.ways
-			}
-			if f.domain == d && !f.off {
-				fill += f.mbps + 1
-			}
-		}
-		unlimited := 0.0
-		for _, f := range m.flows {
-			if f.domain == d && !f.off && f.ways == 0 {
-				unlimited += f.mbps + 1
-			}
-		}
+		// Limited pods fill the lowest ways, everybody else all: who fills a way holds it by what he moves.
 		for _, f := range m.flows {
 			if f.domain != d {
 				continue
 			}
 			target := 0.0
-			switch {
-			case f.off:
-			case f.own:
+			for w := range m.rdt.Ways {
+				if !f.fills(w) {
+					continue
+				}
+				sum := 0.0
+				for _, o := range m.flows {
+					if o.domain == d && o.fills(w) {
+						sum += o.mbps + 1
+					}
+				}
+				target += way * (f.mbps + 1) / sum
+			}
+			if f.own && !f.off {
 				target = float64(f.ways) * way
-			case f.ways > 0:
-				target = float64(f.ways) * way * (f.mbps + 1) / fill
-			default:
-				target = (float64(m.rdt.Ways-limited)*(f.mbps+1)/unlimited + float64(limited)*(f.mbps+1)/fill) * way
 			}
 			f.occ += (min(target, f.ws) - f.occ) * 0.7
 		}
 	}
 }
+
+// fills reports whether a pod fills a way, without those that have ways of their own.
+func (f *flow) fills(w int) bool { return !f.off && !f.own && (f.ways == 0 || w < f.ways) }
 
 func (m *memory) build() {
 	m.seq++
@@ -391,6 +385,71 @@ func TestThreeHogsLoseTheCacheAndKeepTheRest(t *testing.T) {
 		if f.ways != 0 || f.mb != 0 {
 			t.Errorf("%s still has ways %d, bandwidth %d %%", f.name, f.ways, f.mb)
 		}
+	}
+}
+
+// TestSettlesInsideTheObjective: a fence that was learned in noise is wide, but what a culprit is cut to is not: where the next step back
+// hurts, it hurts beyond any fence. Mean CPI over two minutes stays within the objective of 10 %.
+func TestSettlesInsideTheObjective(t *testing.T) {
+	for _, noise := range []float64{0.01, 0.1, 0.3} {
+		for kind, flows := range map[string][]*flow{
+			"cache":     {server("a"), hog("h1").stopped(), hog("h2").stopped(), hog("h3").stopped()},
+			"bandwidth": {stream("a"), bus("h1").stopped(), bus("h2").stopped()},
+		} {
+			m := newMemory(t, 1, flows...)
+			m.noise, m.pol.spec.RDT.Bandwidth.TotalMBps = noise, int(m.total)
+			m.run(30 * time.Second)
+			alone := m.flows[0].cpi
+			for _, f := range m.flows[1:] {
+				f.off = false
+			}
+			m.run(5 * time.Second)
+			sum, ticks := 0.0, 0
+			for end := m.now + 2*time.Minute; m.now < end; ticks++ {
+				m.step()
+				sum += m.flows[0].cpi
+			}
+			ev := m.last.Verdicts[0].CPI
+			for _, v := range m.last.Verdicts {
+				if v.Axis == judge.Cache {
+					ev = v.CPI
+				}
+			}
+			settled := sum / float64(ticks) / alone
+			t.Logf("%s, noise %.0f %%: CPI %.3f alone, baseline %d, fence %d, settled at %.3f times alone", kind, 100*noise, alone, ev.CPIBaseline, ev.CPIFence, settled)
+			if settled > 1.1 {
+				t.Errorf("%s, noise %.0f %%: settled at %.3f times alone", kind, 100*noise, settled)
+			}
+		}
+	}
+}
+
+// TestLoadThatVariesForTwoMinutes has hogs come and go, each in its own time. The server is beyond its objective for less than a twentieth of it.
+func TestLoadThatVariesForTwoMinutes(t *testing.T) {
+	for _, noise := range []float64{0.01, 0.05, 0.1} {
+		m := newMemory(t, 1, server("a"), hog("h1").stopped(), hog("h2").stopped(), hog("h3").stopped())
+		m.noise = noise
+		m.run(30 * time.Second)
+		alone, start := m.flows[0].cpi, m.now
+		ticks, over, moved := 0, 0, 0.0
+		for m.now-start < 2*time.Minute {
+			for i, f := range m.flows[1:] {
+				on := time.Duration(3+i) * time.Second
+				f.off = (m.now-start)%(2*on+time.Second) >= on
+			}
+			m.step()
+			if ticks++; m.flows[0].cpi > 1.1*alone {
+				over++
+			}
+			for _, f := range m.flows[1:] {
+				moved += f.mbps
+			}
+		}
+		t.Logf("noise %.0f %%: over the objective for %.1f %% of the time; offline %.0f MB/s", 100*noise, 100*float64(over)/float64(ticks), moved/float64(ticks))
+		if over*20 > ticks {
+			t.Errorf("noise %.0f %%: over the objective for %d ticks of %d, want less than 5 %%", 100*noise, over, ticks)
+		}
+		m.onlyCut("h1", "h2", "h3")
 	}
 }
 
