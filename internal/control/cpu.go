@@ -28,6 +28,8 @@ const (
 	absolution = 3
 	// refusedMin is the first pause after a rung that could not be written; it doubles, up to pauseMax.
 	refusedMin = time.Minute
+	// crowd is how many long waits in the judge's window are no accident, whatever share of all waits they are.
+	crowd = 3
 	// noticeable is the share of a wait, in thousandths, from which a pod has a part in it.
 	noticeable = 50
 
@@ -122,6 +124,7 @@ type complaint struct {
 	permille  int           // the pod's share
 	event     bool
 	often     bool          // events: it is one of too many that exceed the objective
+	ongoing   bool          // events: the wait has not ended
 	began     time.Duration // events: when the wait began
 }
 
@@ -457,7 +460,7 @@ func (c *CPU) hear(in *Input) {
 		// Several small parts are weaker evidence than a large one: of a single wait they are not enough, and offline pods must
 		// be most of it.
 		if !f.Joint || f.Often && offlineOfEvent(in, f.Event) >= in.Spec.Judge.CulpritPercent*10 {
-			c.cut(in, p, complaint{rule: RuleEventCut, container: f.Victim, wait: f.Wait, permille: f.Permille, event: true, often: f.Often, began: f.Began})
+			c.cut(in, p, complaint{rule: RuleEventCut, container: f.Victim, wait: f.Wait, permille: f.Permille, event: true, often: f.Often, ongoing: f.Ongoing, began: f.Began})
 		}
 	}
 }
@@ -585,6 +588,8 @@ func (c *CPU) cut(in *Input, p *offline, k complaint) outcome {
 		return waiting
 	case k.event && k.began < p.lastCut:
 		return waiting // the wait began under the old grant
+	case k.single() && p.grant != (Grant{}) && c.bearable(in, pr, k.container):
+		return waiting // it is held back already, and the objective is kept: a long wait now and then is no reason to take more
 	case !k.event && pr.trial != nil && !c.stillHurt(in, pr.trial):
 		return waiting
 	case !k.event && pr.trial == nil && in.Now-p.lastCut < in.Spec.Judge.Window.D() && p.grant.compare(p.beforeCut) < 0:
@@ -620,6 +625,16 @@ func (c *CPU) cut(in *Input, p *offline, k complaint) outcome {
 	c.set(p, to, rule)
 	p.restart(in)
 	return done
+}
+
+// single reports whether the complaint is about one wait that is over, and says nothing about how many there are.
+func (k *complaint) single() bool { return k.event && !k.often && !k.ongoing }
+
+// bearable reports whether a victim's long waits are too few to take more for them. While it is open whether the last cut was enough, three
+// in the judge's window are not; once that is settled, the objective decides.
+func (c *CPU) bearable(in *Input, pr *pair, container int) bool {
+	r, _ := in.Judge.Read(container)
+	return !in.beyond(r.P99) && (pr.trial == nil || r.Events < crowd)
 }
 
 // objective is the promise that a complaint is about.
