@@ -82,16 +82,12 @@ type offline struct {
 	rule   string // that led to grant
 	victim string // for whose sake
 
-	lastCut    time.Duration
-	blamed     time.Duration // of the last cut for somebody's wait, not on another controller's plea
-	beforeCut  Grant         // what it had before lastCut
-	named      time.Duration
-	lastGrowth time.Duration
-	beforeGrow Grant // what it had before lastGrowth
-	grown      bool  // since the last cut
-
-	bad bad
-	ice ice
+	lastCut   time.Duration
+	blamed    time.Duration // of the last cut for somebody's wait, not on another controller's plea
+	beforeCut Grant         // what it had before lastCut
+	named     time.Duration
+	ascent    ascent[Grant]
+	ice       ice
 
 	refused [len(rungs)]refusal // by index into rungs
 
@@ -112,13 +108,6 @@ var rungs = [...]struct {
 	rung policy.Rung
 	knob knob.Kind
 }{{policy.RungIdle, knob.CPUIdle}, {policy.RungCPUs, knob.CPUSet}, {policy.RungQuota, knob.CPUQuota}, {policy.RungFreeze, knob.Freeze}}
-
-// bad is a level that brought trouble back.
-type bad struct {
-	level Grant
-	wait  time.Duration // how long it is not to be tried again; 0: there is none
-	until time.Duration
-}
 
 // ice is the state of the freezer.
 type ice struct {
@@ -221,7 +210,7 @@ func (c *CPU) heed(in *Input) {
 			continue
 		}
 		to, rung := c.down(in, p)
-		if undo := c.fit(in, p, p.beforeGrow); p.grown && in.Now-p.lastGrowth <= probation && undo.compare(p.grant) < 0 {
+		if undo := c.fit(in, p, p.ascent.before); p.ascent.recent(in.Now, probation, p.grant) && undo.compare(p.grant) < 0 {
 			to, rung = undo, policy.RungCPUs
 		}
 		if rung != policy.RungCPUs && rung != policy.RungQuota {
@@ -229,7 +218,7 @@ func (c *CPU) heed(in *Input) {
 		}
 		n := Note{Rule: RulePlea, Victim: plea.Victim, To: to, CPI: plea.CPI, CPIFence: plea.CPIFence, Permille: plea.Permille, Pause: p.relapse(in)}
 		c.note(in, p, n)
-		p.beforeCut, p.lastCut, p.grown, p.victim = p.grant, in.Now, false, plea.Victim
+		p.beforeCut, p.lastCut, p.ascent.grown, p.victim = p.grant, in.Now, false, plea.Victim
 		c.set(p, to, RulePlea)
 		p.restart(in)
 	}
@@ -249,7 +238,7 @@ func (c *CPU) sync(in *Input) {
 		if in.Class[i] == policy.Offline {
 			p = c.byID[id]
 			if p == nil {
-				p = &offline{key: in.Pods[i].Key(), lastCut: never, blamed: never, named: never, lastGrowth: never, ice: ice{next: never}}
+				p = &offline{key: in.Pods[i].Key(), lastCut: never, blamed: never, named: never, ascent: ascent[Grant]{at: never}, ice: ice{next: never}}
 				c.byID[id] = p
 			}
 			p.pod = i
@@ -609,7 +598,7 @@ func (c *CPU) cut(in *Input, p *offline, k complaint) outcome {
 		return waiting
 	}
 
-	to, rule := c.fit(in, p, p.beforeGrow), RuleRegrowUndo
+	to, rule := c.fit(in, p, p.ascent.before), RuleRegrowUndo
 	if !p.onProbation(in, k) {
 		var rung policy.Rung
 		if to, rung = c.down(in, p); rung == "" {
@@ -631,7 +620,7 @@ func (c *CPU) cut(in *Input, p *offline, k complaint) outcome {
 	pause := p.relapse(in)
 	c.note(in, p, Note{Rule: rule, Victim: in.Pods[in.Containers[k.container].Pod].Key(), To: to, Wait: k.wait, Permille: k.permille,
 		Objective: in.objective(k.event && !k.often), Belief: pr.belief, Pause: pause})
-	p.beforeCut, p.lastCut, p.blamed, p.grown = p.grant, in.Now, in.Now, false
+	p.beforeCut, p.lastCut, p.blamed, p.ascent.grown = p.grant, in.Now, in.Now, false
 	p.victim = in.Pods[in.Containers[k.container].Pod].Key()
 	c.set(p, to, rule)
 	p.restart(in)
@@ -658,24 +647,12 @@ func (in *Input) objective(event bool) time.Duration {
 
 // onProbation reports whether the complaint comes so soon after a step up that this step is to be undone, rather than more be taken.
 func (p *offline) onProbation(in *Input, k complaint) bool {
-	if !p.grown || in.Now-p.lastGrowth > max(probation, 2*in.Spec.Judge.Window.D()) || k.event && k.began < p.lastGrowth {
-		return false
-	}
-	return p.beforeGrow.compare(p.grant) < 0
+	return !(k.event && k.began < p.ascent.at) && p.ascent.recent(in.Now, max(probation, 2*in.Spec.Judge.Window.D()), p.grant)
 }
 
-// relapse remembers the present level as bad if the pod grew into it, and returns how long it will not be tried again.
+// relapse is the ascent's, at the pace of CPUs.
 func (p *offline) relapse(in *Input) time.Duration {
-	if !p.grown {
-		return 0
-	}
-	if p.bad.wait == 0 || in.Now >= p.bad.until || p.grant.compare(p.bad.level) < 0 {
-		p.bad.level = p.grant
-	}
-	s := &in.Spec.CPU
-	p.bad.wait = min(max(2*p.bad.wait, 4*s.RegrowEvery.D(), s.Hold.D()), max(pauseMax, s.Hold.D()))
-	p.bad.until = in.Now + p.bad.wait
-	return p.bad.wait
+	return p.ascent.relapse(in.Now, p.grant, in.Spec.CPU.RegrowEvery.D(), in.Spec.CPU.Hold.D())
 }
 
 // down is the next step down the ladder, and the rung that it is on; "" at the end.
@@ -821,8 +798,8 @@ func (c *CPU) regrow(in *Input) {
 		if p == nil {
 			continue
 		}
-		p.forgive(in)
-		if p.grant == (Grant{}) || p.grant.Frozen || p.onTrial() || in.Now-p.lastGrowth < every {
+		p.ascent.forgive(in.Now, p.grant, p.lastCut)
+		if p.grant == (Grant{}) || p.grant.Frozen || p.onTrial() || in.Now-p.ascent.at < every {
 			continue
 		}
 		quiet := in.Now - max(p.lastCut, p.named)
@@ -830,20 +807,13 @@ func (c *CPU) regrow(in *Input) {
 			continue
 		}
 		to := c.up(in, p)
-		if p.bad.wait > 0 && in.Now < p.bad.until && to.compare(p.bad.level) >= 0 {
+		if p.ascent.avoids(in.Now, to) {
 			continue
 		}
 		c.note(in, p, Note{Rule: RuleRegrow, To: to})
-		p.beforeGrow, p.lastGrowth, p.grown = p.grant, in.Now, true
+		p.ascent.step(in.Now, p.grant)
 		p.ice.count = 0
 		c.set(p, to, RuleRegrow)
-	}
-}
-
-// forgive forgets a bad level that has been good for as long as it was avoided, and long enough for slow harm to show.
-func (p *offline) forgive(in *Input) {
-	if p.bad.wait > 0 && p.grant.compare(p.bad.level) >= 0 && in.Now-max(p.lastCut, p.lastGrowth) >= max(p.bad.wait, slowHarm) {
-		p.bad = bad{}
 	}
 }
 
@@ -856,7 +826,7 @@ func (c *CPU) release(in *Input) {
 	for _, p := range c.pods {
 		if p != nil && p.grant != (Grant{}) {
 			c.note(in, p, Note{Rule: RuleRelease, Text: "no signal of any online container"})
-			p.grown = false
+			p.ascent.grown = false
 			c.set(p, Grant{}, RuleRelease)
 		}
 	}
