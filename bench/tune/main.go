@@ -149,14 +149,11 @@ func (c *cli) run(ctx context.Context) (err error) {
 		}
 	}()
 	for range 2 * runtime.NumCPU() {
-		p, err := work.Start(work.Spin)
+		p, err := work.Start(work.Spin, s.tree.Joiner(batch))
 		if err != nil {
 			return err
 		}
 		s.batch = append(s.batch, p)
-		if err := s.tree.Join(batch, p.PID()); err != nil {
-			return err
-		}
 	}
 	s.o = daemon.Options{Binary: s.bin, PolicyDir: filepath.Join(dir, "policy"), StaticPods: filepath.Join(dir, "pods.yaml"), RunDir: filepath.Join(dir, "run")}
 	if err := os.MkdirAll(s.o.PolicyDir, 0o755); err != nil {
