@@ -276,15 +276,12 @@ func (r *rig) spin(group string) (spinners, error) {
 	}
 	var s spinners
 	for cpu := range r.cpus {
-		p, err := work.Start(work.Spin.On(cpu))
-		if err == nil {
-			s = append(s, p)
-			err = r.Tree.Join(group, p.PID())
-		}
+		p, err := work.Start(work.Spin.On(cpu), r.Tree.Joiner(group))
 		if err != nil {
 			s.abandon()
 			return nil, err
 		}
+		s = append(s, p)
 	}
 	return s, nil
 }

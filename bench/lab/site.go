@@ -25,12 +25,12 @@ func (s *Site) Remove() error {
 
 // Start starts a load in a group.
 func (s *Site) Start(group string, l work.Load) (*work.Process, error) {
-	p, err := work.Start(l)
+	p, err := work.Start(l, s.Tree.Joiner(group))
 	if err != nil {
 		return nil, err
 	}
 	s.load = append(s.load, p)
-	return p, s.Tree.Join(group, p.PID())
+	return p, nil
 }
 
 // StopAll ends all loads.

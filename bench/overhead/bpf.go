@@ -137,14 +137,11 @@ func measureBPF(l *lab.Lab, seconds, rounds int, r *result) (err error) {
 
 func (b *bpf) start(group string, loads ...work.Load) error {
 	for _, l := range loads {
-		p, err := work.Start(l)
+		p, err := work.Start(l, b.Tree.Joiner(group))
 		if err != nil {
 			return err
 		}
 		b.load = append(b.load, p)
-		if err := b.Tree.Join(group, p.PID()); err != nil {
-			return err
-		}
 	}
 	return nil
 }

@@ -16,7 +16,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 )
@@ -24,26 +23,63 @@ import (
 // prefix is what the lines with figures begin with.
 const prefix = "rdt-result "
 
-// figures are those of a story. Fields that begin with CPI are cycles per instruction of the online service.
+// figures are those of a story. Fields that begin with CPI are cycles per instruction of the online service, those with P95 the 95th
+// percentile of its requests' time: by the clock, and, paced, as memory lets them run, without the milliseconds by which a busy host lets
+// a virtual CPU wait.
 type figures struct {
 	Scenario             string  `json:"scenario"`
 	Kernel               string  `json:"kernel"`
 	CPIAlone             float64 `json:"cpi_alone"`
 	CPIUnprotected       float64 `json:"cpi_unprotected"`
-	CPIAgent             float64 `json:"cpi_agent"`   // from some seconds after the start of the load to its end
-	RecoveryMS           float64 `json:"recovery_ms"` // from the start of the load until CPI is inside the story's bound; -1: never
+	CPIBeside            float64 `json:"cpi_alone_beside_agent"` // alone with the daemon, which is what recovery and time over are held against
+	CPIAgent             float64 `json:"cpi_agent"`              // from some seconds after the start of the load to its end
+	RecoveryMS           float64 `json:"recovery_ms"`            // from the start of the load until CPI is inside the story's bound; -1: never
 	OfflineMBps          float64 `json:"offline_mbps"`
 	OfflineMBpsUnlimited float64 `json:"offline_mbps_unprotected"`
-	TimeOverObjective    float64 `json:"time_over_objective"` // part of the time of the load in which CPI was beyond the bound
+	TimeOverObjective    float64 `json:"time_over_objective"`       // part of the time of the load in which CPI was beyond the bound
+	TimeOverAlone        float64 `json:"time_over_objective_alone"` // the same before the load came: what is noise
 	P95Alone             float64 `json:"p95_ms_alone,omitempty"`
 	P95Agent             float64 `json:"p95_ms_agent,omitempty"`
+	PacedAlone           float64 `json:"p95_paced_ms_alone,omitempty"`
+	PacedUnprotected     float64 `json:"p95_paced_ms_unprotected,omitempty"`
+	PacedAgent           float64 `json:"p95_paced_ms_agent,omitempty"`
+	Static               *split  `json:"static_split,omitempty"`
 	Note                 string  `json:"note,omitempty"`
+}
+
+// split is the static split, tuned by hand, that leaves offline pods most bandwidth at an online CPI no higher than the daemon's.
+type split struct {
+	Ways        int     `json:"offline_ways"` // the online service has the others
+	MB          int     `json:"offline_mb_percent"`
+	CPI         float64 `json:"cpi"`
+	OfflineMBps float64 `json:"offline_mbps"`
+	Tried       int     `json:"tried"`
+}
+
+// cost is what a tick takes with hardware counters and resctrl, and without. The machine is emulated: look at the ratios.
+type cost struct {
+	Kernel     string  `json:"kernel"`
+	Containers int     `json:"containers"`
+	Rounds     int     `json:"rounds"` // windows of either kind, in turn
+	With       window  `json:"with"`
+	Without    window  `json:"without"`
+	Ratio      float64 `json:"tick_ratio"`
+	RatioMin   float64 `json:"tick_ratio_min"`
+	RatioMax   float64 `json:"tick_ratio_max"`
+	CPURatio   float64 `json:"cpu_ratio"`
+}
+
+// window is milliseconds a tick: its duration, and the process's CPU time.
+type window struct {
+	TickMS float64 `json:"tick_ms"`
+	CPUMS  float64 `json:"cpu_ms"`
 }
 
 type results struct {
 	Date      string    `json:"date"`
 	Passed    bool      `json:"passed"` // every story came out as its test wants it
 	Scenarios []figures `json:"scenarios"`
+	Costs     []cost    `json:"tick_costs,omitempty"` // by kernel
 }
 
 func main() {
@@ -81,16 +117,24 @@ func run(ctx context.Context, out, kernels, match string) error {
 			fmt.Println(lines.Text())
 			continue
 		}
-		var f figures
-		if err := json.Unmarshal(text, &f); err != nil {
+		var line struct {
+			Cost *cost `json:"cost"`
+			figures
+		}
+		if err := json.Unmarshal(text, &line); err != nil {
 			return fmt.Errorf("figures %q: %w", text, err)
 		}
-		r.Scenarios = append(r.Scenarios, f)
-		fmt.Println(f.row())
+		if line.Cost != nil {
+			r.Costs = append(r.Costs, *line.Cost)
+			fmt.Println(line.Cost)
+			continue
+		}
+		r.Scenarios = append(r.Scenarios, line.figures)
+		fmt.Println(line.figures.row())
 	}
 	waitErr := cmd.Wait()
 	r.Passed = waitErr == nil
-	if len(r.Scenarios) == 0 {
+	if len(r.Scenarios)+len(r.Costs) == 0 {
 		return fmt.Errorf("no story has told its figures: %w", waitErr)
 	}
 	text, err := json.MarshalIndent(r, "", "  ")
@@ -112,6 +156,20 @@ func (f *figures) row() string {
 	if f.RecoveryMS >= 0 {
 		recovered = fmt.Sprintf("%.0f ms", f.RecoveryMS)
 	}
-	return strings.TrimRight(fmt.Sprintf("%-22s %7.3f %12.3f %7.3f %10s %7.1f %% %6.1f of %.1f", f.Scenario, f.CPIAlone, f.CPIUnprotected, f.CPIAgent,
-		recovered, f.TimeOverObjective*100, f.OfflineMBps/1000, f.OfflineMBpsUnlimited/1000), " ")
+	row := fmt.Sprintf("%-22s %7.3f %12.3f %7.3f %10s %7.1f %% %6.1f of %.1f", f.Scenario, f.CPIAlone, f.CPIUnprotected, f.CPIAgent,
+		recovered, f.TimeOverObjective*100, f.OfflineMBps/1000, f.OfflineMBpsUnlimited/1000)
+	if f.PacedAlone > 0 {
+		row += fmt.Sprintf("\n%22s p95 of requests, paced: %.2f ms alone, %.2f unprotected, %.2f with the agent (%.2fx); by the clock %.1f, %.1f",
+			"", f.PacedAlone, f.PacedUnprotected, f.PacedAgent, f.PacedAgent/f.PacedAlone, f.P95Alone, f.P95Agent)
+	}
+	if s := f.Static; s != nil {
+		row += fmt.Sprintf("\n%22s best of %d static splits: %d ways, %d %%: CPI %.3f, offline %.1f GB/s; the agent leaves %.2fx", "", s.Tried, s.Ways, s.MB,
+			s.CPI, s.OfflineMBps/1000, f.OfflineMBps/s.OfflineMBps)
+	}
+	return row
+}
+
+func (c *cost) String() string {
+	return fmt.Sprintf("a tick over %d containers with counters and resctrl: %.2fx that without (%.2f to %.2f over %d pairs), %.2fx the CPU time",
+		c.Containers, c.Ratio, c.RatioMin, c.RatioMax, c.Rounds, c.CPURatio)
 }

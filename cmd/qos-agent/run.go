@@ -54,6 +54,7 @@ type runCmd struct {
 	Mode        string        `enum:",observe,enforce" default:"" placeholder:"MODE" help:"Override the policy's mode: observe (write nothing) or enforce."`
 	Realtime    bool          `default:"true" negatable:"" help:"Run the loop's one thread in the real-time class, within a budget."`
 	BPFStats    bool          `name:"bpf-stats" default:"true" negatable:"" help:"Have the kernel account the run time of BPF programs."`
+	Perf        bool          `default:"true" negatable:"" help:"Count cycles and cache misses of pods with hardware counters. Without, others have them to themselves, and nobody is blamed for cache or memory bandwidth."`
 	NodeName    string        `env:"NODE_NAME" placeholder:"NAME" help:"Name of the node, for people; default: the host's name, which in a pod is the pod's."`
 	DropCaps    bool          `name:"drop-capabilities" default:"true" negatable:"" help:"Give up capabilities that are not needed any more once everything is loaded."`
 	LogFormat   string        `enum:"text,json" default:"text" help:"Format of the log on stderr: ${enum}."`
@@ -251,7 +252,7 @@ func (c *runCmd) serve(ctx context.Context, p parts) (err error) {
 		}
 	}
 	report := capability.Run(ctx, capability.Options{
-		CgroupRoot: c.CgroupRoot, CRIEndpoints: c.endpoints(),
+		CgroupRoot: c.CgroupRoot, CRIEndpoints: c.endpoints(), NoPerf: !c.Perf,
 		Trace: func() error { return traceErr }, // it has just been tried for good
 	})
 	for _, probe := range report.Probes {

@@ -203,6 +203,49 @@ func TestRefusedWritesAreTriedAgain(t *testing.T) {
 	b.unchanged(before)
 }
 
+// TestCPUSetOfAGroupWithProcesses: the kernel takes no setting away from a group that has processes, so what the group above has, which
+// is the same to them, is written in its place; and where even that is not known, the knob stays held.
+func TestCPUSetOfAGroupWithProcesses(t *testing.T) {
+	w := cgrouptest.NewFake(t, cgroup.Unified)
+	b := newBench(t, w)
+	b.mkdir("pod", "pod/c")
+	put := func(group, file, text string) {
+		t.Helper()
+		if err := w.Put(b.abs(group), file, text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("pod/c", "cgroup.procs", "4711\n")
+	plan := []knob.Want{b.want("pod", knob.CPUSet, cpus(0)), b.want("pod/c", knob.CPUSet, cpus(0))}
+	b.apply(results{knob.Written: 2}, plan...)
+
+	out := b.e.Apply(plan[:1], b.policy) // the container's want ends, and nobody knows what its pod may use
+	b.results(results{knob.Failed: 1}, out)
+	if len(out) == 1 && !errors.Is(out[0].Err, unix.ENOSPC) {
+		t.Errorf("failed: %v", out[0].Err)
+	}
+	b.is("pod/c", "cpuset.cpus", "0")
+	if held := b.held(); len(held) != 2 {
+		t.Errorf("held: %v", held)
+	}
+
+	put("pod", "cpuset.cpus.effective", "0-5\n")
+	put("", "cpuset.cpus.effective", "0-7\n")
+	b.now = b.now.Add(time.Hour)
+	b.results(results{knob.Restored: 1}, b.e.Apply(plan[:1], b.policy))
+	b.is("pod/c", "cpuset.cpus", "0-5")
+	b.results(results{knob.Restored: 1}, b.e.Apply(nil, b.policy))
+	b.is("pod", "cpuset.cpus", "0-7")
+	if held := b.held(); len(held) > 0 {
+		t.Errorf("still held: %v", held)
+	}
+	b.kill()
+	b.open() // what was put back so is not wanted back once more
+	if held := b.held(); len(held) > 0 {
+		t.Errorf("held again: %v", held)
+	}
+}
+
 // otherValue is a kernel that takes each write of a file but makes something else of it.
 type otherValue struct {
 	cgroup.FS

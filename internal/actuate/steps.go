@@ -211,7 +211,7 @@ func (e *Executor) do(s step, last bool) {
 	}
 	err := u.k.Write(old, s.to)
 	if errors.Is(err, unix.ENOSPC) && u.Kind == knob.CPUSet && s.to.CPUs.Empty() && e.v2(u.Kind) {
-		// A setting cannot be taken away again from a group that has processes (cgroup v2 of 6.12): all that the group above has is the
+		// A setting cannot be taken away again from a group that has processes (cgroup v2): all that the group above has is the
 		// same to them.
 		if all := e.above(u.Cgroup); !all.Empty() {
 			s.to.CPUs, u.goal.CPUs = all, all

@@ -54,6 +54,7 @@ type Options struct {
 	Sys          string   // "" is /sys
 	CgroupRoot   string   // "" is Sys + /fs/cgroup
 	CRIEndpoints []string // tried in this order; none: those where containerd, CRI-O and cri-dockerd listen by default
+	NoPerf       bool     // leave the hardware counters to others
 
 	// Groups makes and opens groups; nil is the kernel's.
 	Groups Groups

@@ -121,6 +121,18 @@ func TestRunOnEveryLayout(t *testing.T) {
 	}
 }
 
+func TestCountersAreLeftToOthers(t *testing.T) {
+	o := fakeOptions(t, cgrouptest.NewFake(t, cgroup.Unified))
+	o.NoPerf = true
+	r := Run(t.Context(), o)
+	if p := probe(t, r, Perf); p.OK || p.Detail != "turned off by --no-perf" || p.Fix != "start the agent without --no-perf" || p.Lost == "" {
+		t.Errorf("perf: %+v", p)
+	}
+	if !r.CanRun() || r.Capabilities().Perf {
+		t.Errorf("can run: %v, %+v", r.CanRun(), r.Capabilities())
+	}
+}
+
 func TestRunWithoutAFeature(t *testing.T) {
 	tests := []struct {
 		file  string

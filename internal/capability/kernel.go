@@ -128,6 +128,9 @@ func tryRealtime() error {
 
 // perf opens the counters that the agent uses for the root group on one CPU and reads them.
 func (p *prober) perf(context.Context) (string, error) {
+	if p.NoPerf {
+		return "", advise(errors.New("turned off by --no-perf"), "start the agent without --no-perf")
+	}
 	if p.hierarchy == nil {
 		return "", errors.New("no cgroup hierarchy")
 	}

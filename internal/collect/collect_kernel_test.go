@@ -91,14 +91,11 @@ func (m *machine) pod(name string) signal.Pod {
 
 func (m *machine) start(group string, l work.Load) *work.Process {
 	m.Helper()
-	p, err := work.Start(l)
+	p, err := work.Start(l, m.tree.Joiner(group))
 	if err != nil {
 		m.Fatal(err)
 	}
 	m.Cleanup(p.Stop)
-	if err := m.tree.Join(group, p.PID()); err != nil {
-		m.Fatal(err)
-	}
 	return p
 }
 
@@ -165,7 +162,8 @@ func TestSnapshotOnTheKernel(t *testing.T) {
 		}
 		return onBatch > 50e6 && usage > 0 && ct.Memory.Current > 0 && events > 0 && (ct.PSI.At != 0 || m.h.Mode() != cgroup.Unified) && s.Node.CPU.At != 0
 	})
-	if buckets != waits {
+	// The kernel goes on counting while it is read: of a wait on each CPU the one may be seen and the other not yet.
+	if diff, cpus := int64(buckets)-int64(waits), int64(runtime.NumCPU()); diff < -cpus || diff > cpus {
 		t.Errorf("%d waits, %d of them in buckets", waits, buckets)
 	}
 	// How much of it is the culprit's depends on what else runs on this machine.

@@ -28,6 +28,8 @@ const (
 	absolution = 3
 	// refusedMin is the first pause after a rung that could not be written; it doubles, up to pauseMax.
 	refusedMin = time.Minute
+	// crowd is how many long waits in the judge's window are no accident, whatever share of all waits they are.
+	crowd = 3
 	// noticeable is the share of a wait, in thousandths, from which a pod has a part in it.
 	noticeable = 50
 
@@ -61,6 +63,12 @@ type CPU struct {
 
 	trials int      // how many are open
 	spare  []*trial // for use again
+	frozen int      // how many pods are
+
+	settled bool          // Wants, and all grants, are as they were when Wants was last called, as far as basis says
+	basis   basis         // what Wants went by
+	retry   time.Duration // when the first idle rung that was refused may be tried again; 0: there is none
+	narrow  int           // how many pods Wants keeps to some of their cores
 
 	scratch  judge.Tally
 	notes    []Note
@@ -80,18 +88,16 @@ type offline struct {
 	rule   string // that led to grant
 	victim string // for whose sake
 
-	lastCut    time.Duration
-	blamed     time.Duration // of the last cut for somebody's wait, not on another controller's plea
-	beforeCut  Grant         // what it had before lastCut
-	named      time.Duration
-	lastGrowth time.Duration
-	beforeGrow Grant // what it had before lastGrowth
-	grown      bool  // since the last cut
-
-	bad bad
-	ice ice
+	lastCut   time.Duration
+	blamed    time.Duration // of the last cut for somebody's wait, not on another controller's plea
+	beforeCut Grant         // what it had before lastCut
+	named     time.Duration
+	ascent    ascent[Grant]
+	ice       ice
 
 	refused [len(rungs)]refusal // by index into rungs
+	within  cpuset.Set          // what it was allowed when Wants last made a mask of its cores ...
+	alike   bool                // ... and whether that was the same for all of its containers
 
 	ownLimit int64 // thousandths of a CPU: limit of its own before we set one; 0: none
 	pairs    []pair
@@ -111,12 +117,8 @@ var rungs = [...]struct {
 	knob knob.Kind
 }{{policy.RungIdle, knob.CPUIdle}, {policy.RungCPUs, knob.CPUSet}, {policy.RungQuota, knob.CPUQuota}, {policy.RungFreeze, knob.Freeze}}
 
-// bad is a level that brought trouble back.
-type bad struct {
-	level Grant
-	wait  time.Duration // how long it is not to be tried again; 0: there is none
-	until time.Duration
-}
+// idleRung is the first of rungs.
+const idleRung = 0
 
 // ice is the state of the freezer.
 type ice struct {
@@ -133,6 +135,7 @@ type complaint struct {
 	permille  int           // the pod's share
 	event     bool
 	often     bool          // events: it is one of too many that exceed the objective
+	ongoing   bool          // events: the wait has not ended
 	began     time.Duration // events: when the wait began
 }
 
@@ -168,6 +171,9 @@ func (c *CPU) Blamed(id uint32) time.Duration {
 // Wake is when the next step is wanted at the latest; 0: no wish.
 func (c *CPU) Wake() time.Duration {
 	wake := time.Duration(0)
+	if c.frozen == 0 {
+		return wake
+	}
 	for _, p := range c.pods {
 		if p != nil && p.grant.Frozen && (wake == 0 || p.ice.thaw < wake) {
 			wake = p.ice.thaw
@@ -182,6 +188,9 @@ func (c *CPU) Step(in *Input) {
 	hotplug := c.machine.update(&in.Node.Topology)
 	if in.Changed {
 		c.sync(in)
+	}
+	if in.Changed || hotplug {
+		c.settled = false
 	}
 	c.concede(in)
 	if in.Changed || hotplug || in.tick() {
@@ -218,7 +227,7 @@ func (c *CPU) heed(in *Input) {
 			continue
 		}
 		to, rung := c.down(in, p)
-		if undo := c.fit(in, p, p.beforeGrow); p.grown && in.Now-p.lastGrowth <= probation && undo.compare(p.grant) < 0 {
+		if undo := c.fit(in, p, p.ascent.before); p.ascent.recent(in.Now, probation, p.grant) && undo.compare(p.grant) < 0 {
 			to, rung = undo, policy.RungCPUs
 		}
 		if rung != policy.RungCPUs && rung != policy.RungQuota {
@@ -226,7 +235,7 @@ func (c *CPU) heed(in *Input) {
 		}
 		n := Note{Rule: RulePlea, Victim: plea.Victim, To: to, CPI: plea.CPI, CPIFence: plea.CPIFence, Permille: plea.Permille, Pause: p.relapse(in)}
 		c.note(in, p, n)
-		p.beforeCut, p.lastCut, p.grown, p.victim = p.grant, in.Now, false, plea.Victim
+		p.beforeCut, p.lastCut, p.ascent.grown, p.victim = p.grant, in.Now, false, plea.Victim
 		c.set(p, to, RulePlea)
 		p.restart(in)
 	}
@@ -246,7 +255,7 @@ func (c *CPU) sync(in *Input) {
 		if in.Class[i] == policy.Offline {
 			p = c.byID[id]
 			if p == nil {
-				p = &offline{key: in.Pods[i].Key(), lastCut: never, blamed: never, named: never, lastGrowth: never, ice: ice{next: never}}
+				p = &offline{key: in.Pods[i].Key(), lastCut: never, blamed: never, named: never, ascent: ascent[Grant]{at: never}, ice: ice{next: never}}
 				c.byID[id] = p
 			}
 			p.pod = i
@@ -260,6 +269,12 @@ func (c *CPU) sync(in *Input) {
 				c.close(&p.pairs[i])
 			}
 			delete(c.byID, id)
+		}
+	}
+	c.frozen = 0
+	for _, p := range c.pods {
+		if p != nil && p.grant.Frozen {
+			c.frozen++
 		}
 	}
 	c.guard(in)
@@ -411,6 +426,7 @@ func (c *CPU) refuse(in *Input, p *offline, rung int, reason string) {
 	}
 	f.wait = min(max(2*f.wait, refusedMin), pauseMax)
 	f.until = in.Now + f.wait
+	c.settled = false
 	name := rungs[rung].rung
 	to := p.grant.lift(name)
 	c.note(in, p, Note{Rule: RuleSkip, To: to, Pause: f.wait, Text: "rung " + string(name) + ": " + reason})
@@ -436,6 +452,9 @@ func (p *offline) refuses(in *Input, r policy.Rung) bool {
 
 // thaw ends what has been frozen for long enough, whatever else happens.
 func (c *CPU) thaw(in *Input) {
+	if c.frozen == 0 {
+		return
+	}
 	for _, p := range c.pods {
 		if p == nil || !p.grant.Frozen || in.Now < p.ice.thaw {
 			continue
@@ -468,7 +487,7 @@ func (c *CPU) hear(in *Input) {
 		// Several small parts are weaker evidence than a large one: of a single wait they are not enough, and offline pods must
 		// be most of it.
 		if !f.Joint || f.Often && offlineOfEvent(in, f.Event) >= in.Spec.Judge.CulpritPercent*10 {
-			c.cut(in, p, complaint{rule: RuleEventCut, container: f.Victim, wait: f.Wait, permille: f.Permille, event: true, often: f.Often, began: f.Began})
+			c.cut(in, p, complaint{rule: RuleEventCut, container: f.Victim, wait: f.Wait, permille: f.Permille, event: true, often: f.Often, ongoing: f.Ongoing, began: f.Began})
 		}
 	}
 }
@@ -596,6 +615,8 @@ func (c *CPU) cut(in *Input, p *offline, k complaint) outcome {
 		return waiting
 	case k.event && k.began < p.lastCut:
 		return waiting // the wait began under the old grant
+	case k.single() && p.grant != (Grant{}) && c.bearable(in, pr, k.container):
+		return waiting // it is held back already, and the objective is kept: a long wait now and then is no reason to take more
 	case !k.event && pr.trial != nil && !c.stillHurt(in, pr.trial):
 		return waiting
 	case !k.event && pr.trial == nil && in.Now-p.lastCut < in.Spec.Judge.Window.D() && p.grant.compare(p.beforeCut) < 0:
@@ -604,7 +625,7 @@ func (c *CPU) cut(in *Input, p *offline, k complaint) outcome {
 		return waiting
 	}
 
-	to, rule := c.fit(in, p, p.beforeGrow), RuleRegrowUndo
+	to, rule := c.fit(in, p, p.ascent.before), RuleRegrowUndo
 	if !p.onProbation(in, k) {
 		var rung policy.Rung
 		if to, rung = c.down(in, p); rung == "" {
@@ -626,11 +647,21 @@ func (c *CPU) cut(in *Input, p *offline, k complaint) outcome {
 	pause := p.relapse(in)
 	c.note(in, p, Note{Rule: rule, Victim: in.Pods[in.Containers[k.container].Pod].Key(), To: to, Wait: k.wait, Permille: k.permille,
 		Objective: in.objective(k.event && !k.often), Belief: pr.belief, Pause: pause})
-	p.beforeCut, p.lastCut, p.blamed, p.grown = p.grant, in.Now, in.Now, false
+	p.beforeCut, p.lastCut, p.blamed, p.ascent.grown = p.grant, in.Now, in.Now, false
 	p.victim = in.Pods[in.Containers[k.container].Pod].Key()
 	c.set(p, to, rule)
 	p.restart(in)
 	return done
+}
+
+// single reports whether the complaint is about one wait that is over, and says nothing about how many there are.
+func (k *complaint) single() bool { return k.event && !k.often && !k.ongoing }
+
+// bearable reports whether a victim's long waits are too few to take more for them. While it is open whether the last cut was enough, three
+// in the judge's window are not; once that is settled, the objective decides.
+func (c *CPU) bearable(in *Input, pr *pair, container int) bool {
+	r, _ := in.Judge.Read(container)
+	return !in.beyond(r.P99) && (pr.trial == nil || r.Events < crowd)
 }
 
 // objective is the promise that a complaint is about.
@@ -643,24 +674,12 @@ func (in *Input) objective(event bool) time.Duration {
 
 // onProbation reports whether the complaint comes so soon after a step up that this step is to be undone, rather than more be taken.
 func (p *offline) onProbation(in *Input, k complaint) bool {
-	if !p.grown || in.Now-p.lastGrowth > max(probation, 2*in.Spec.Judge.Window.D()) || k.event && k.began < p.lastGrowth {
-		return false
-	}
-	return p.beforeGrow.compare(p.grant) < 0
+	return !(k.event && k.began < p.ascent.at) && p.ascent.recent(in.Now, max(probation, 2*in.Spec.Judge.Window.D()), p.grant)
 }
 
-// relapse remembers the present level as bad if the pod grew into it, and returns how long it will not be tried again.
+// relapse is the ascent's, at the pace of CPUs.
 func (p *offline) relapse(in *Input) time.Duration {
-	if !p.grown {
-		return 0
-	}
-	if p.bad.wait == 0 || in.Now >= p.bad.until || p.grant.compare(p.bad.level) < 0 {
-		p.bad.level = p.grant
-	}
-	s := &in.Spec.CPU
-	p.bad.wait = min(max(2*p.bad.wait, 4*s.RegrowEvery.D(), s.Hold.D()), max(pauseMax, s.Hold.D()))
-	p.bad.until = in.Now + p.bad.wait
-	return p.bad.wait
+	return p.ascent.relapse(in.Now, p.grant, in.Spec.CPU.RegrowEvery.D(), in.Spec.CPU.Hold.D())
 }
 
 // down is the next step down the ladder, and the rung that it is on; "" at the end.
@@ -806,8 +825,8 @@ func (c *CPU) regrow(in *Input) {
 		if p == nil {
 			continue
 		}
-		p.forgive(in)
-		if p.grant == (Grant{}) || p.grant.Frozen || p.onTrial() || in.Now-p.lastGrowth < every {
+		p.ascent.forgive(in.Now, p.grant, p.lastCut)
+		if p.grant == (Grant{}) || p.grant.Frozen || p.onTrial() || in.Now-p.ascent.at < every {
 			continue
 		}
 		quiet := in.Now - max(p.lastCut, p.named)
@@ -815,20 +834,13 @@ func (c *CPU) regrow(in *Input) {
 			continue
 		}
 		to := c.up(in, p)
-		if p.bad.wait > 0 && in.Now < p.bad.until && to.compare(p.bad.level) >= 0 {
+		if p.ascent.avoids(in.Now, to) {
 			continue
 		}
 		c.note(in, p, Note{Rule: RuleRegrow, To: to})
-		p.beforeGrow, p.lastGrowth, p.grown = p.grant, in.Now, true
+		p.ascent.step(in.Now, p.grant)
 		p.ice.count = 0
 		c.set(p, to, RuleRegrow)
-	}
-}
-
-// forgive forgets a bad level that has been good for as long as it was avoided, and long enough for slow harm to show.
-func (p *offline) forgive(in *Input) {
-	if p.bad.wait > 0 && p.grant.compare(p.bad.level) >= 0 && in.Now-max(p.lastCut, p.lastGrowth) >= max(p.bad.wait, slowHarm) {
-		p.bad = bad{}
 	}
 }
 
@@ -841,7 +853,7 @@ func (c *CPU) release(in *Input) {
 	for _, p := range c.pods {
 		if p != nil && p.grant != (Grant{}) {
 			c.note(in, p, Note{Rule: RuleRelease, Text: "no signal of any online container"})
-			p.grown = false
+			p.ascent.grown = false
 			c.set(p, Grant{}, RuleRelease)
 		}
 	}
@@ -849,7 +861,14 @@ func (c *CPU) release(in *Input) {
 
 // set gives a pod a grant.
 func (c *CPU) set(p *offline, g Grant, rule string) {
-	p.grant, p.rule = g, rule
+	if g.Frozen != p.grant.Frozen {
+		if g.Frozen {
+			c.frozen++
+		} else {
+			c.frozen--
+		}
+	}
+	p.grant, p.rule, c.settled = g, rule, false
 	if g == (Grant{}) {
 		p.victim, p.owed, p.owing = "", Grant{}, false
 		for i := range p.pairs {
@@ -877,8 +896,41 @@ func (c *CPU) skip(in *Input, what string) {
 	c.notes = append(c.notes, Note{At: in.Now, Owner: OwnerCPU, Rule: RuleSkip, Text: what})
 }
 
+// basis is what Wants goes by apart from grants.
+type basis struct {
+	posture      policy.Posture
+	period       time.Duration
+	idle, nested bool // capabilities
+}
+
+func basisOf(in *Input) basis {
+	caps := &in.Node.Caps
+	return basis{in.Spec.CPU.Posture, in.Spec.CPU.Quota.Period.D(), caps.CPUIdle, caps.NestedLimits}
+}
+
+// Settled reports whether Wants would give the same as when it was last called, and Grant the same for every pod: with hundreds of pods, which
+// are mostly left as they are, making the list and comparing it would be a large part of a step.
+func (c *CPU) Settled(in *Input) bool {
+	if !c.settled || c.basis != basisOf(in) || c.retry != 0 && in.Now >= c.retry {
+		return false
+	}
+	if c.narrow == 0 || !in.tick() { // on events containers are as the last tick saw them
+		return true
+	}
+	for i, p := range c.pods {
+		if p == nil || p.blocked != "" || p.grant.Cores == 0 {
+			continue
+		}
+		if s, ok := allowed(in, i); ok != p.alike || s != p.within {
+			return false
+		}
+	}
+	return true
+}
+
 // Wants appends the complete list of what the controller wants.
 func (c *CPU) Wants(in *Input, dst []knob.Want) []knob.Want {
+	c.settled, c.basis, c.retry, c.narrow = true, basisOf(in), 0, 0
 	idle, weight := standing(in)
 	period := int64(in.Spec.CPU.Quota.Period.D() / time.Microsecond)
 	for i, p := range c.pods {
@@ -889,6 +941,9 @@ func (c *CPU) Wants(in *Input, dst []knob.Want) []knob.Want {
 		w.Cgroup = in.Pods[i].Cgroup
 		switch g := p.grant; {
 		case idle && p.refuses(in, policy.RungIdle):
+			if until := p.refused[idleRung].until; c.retry == 0 || until < c.retry {
+				c.retry = until
+			}
 			dst = append(dst, want(w, knob.CPUWeight, knob.Value{N: 1}))
 		case idle:
 			dst = append(dst, want(w, knob.CPUIdle, knob.Value{N: 1}))
@@ -907,7 +962,10 @@ func (c *CPU) Wants(in *Input, dst []knob.Want) []knob.Want {
 		groups := c.limited(in, i)
 		if p.grant.Cores > 0 {
 			// Never empty: without an allowed CPU that is online there is nothing to say.
-			if s, ok := allowed(in, i); ok {
+			s, ok := allowed(in, i)
+			p.within, p.alike = s, ok
+			c.narrow++
+			if ok {
 				if mask := c.machine.mask(p.grant.Cores, s); !mask.Empty() {
 					for _, w.Cgroup = range groups {
 						dst = append(dst, want(w, knob.CPUSet, knob.Value{CPUs: mask}))

@@ -35,6 +35,9 @@ type RDT struct {
 	blind     bool          // nothing at all is known of anybody online ...
 	blindFrom time.Duration // ... since then
 
+	settled bool // limits and owned ways are what they were when Shares was last called
+	caps    signal.Capabilities
+
 	notes []Note
 	pleas []Plea
 	said  [resources]string // why a resource cannot be cut here, as was said last
@@ -84,14 +87,8 @@ type limit struct {
 	n            int // ways, or percent; 0: not at all
 	rule, victim string
 
-	cut        time.Duration
-	lastGrowth time.Duration
-	beforeGrow int
-	grown      bool // since the last cut
-
-	badN     int           // a level that brought trouble back
-	badWait  time.Duration // how long it is not to be tried again; 0: there is none
-	badUntil time.Duration
+	cut    time.Duration
+	ascent ascent[amount]
 }
 
 // sharing is what experience says of one pod hurting one victim in each of the resources.
@@ -164,6 +161,7 @@ func (c *RDT) sync(in *Input) {
 	for _, o := range c.owns {
 		o.pod = -1
 	}
+	c.settled = false
 	c.pods, c.own, c.names, c.shut = c.pods[:0], c.own[:0], c.names[:0], c.shut[:0]
 	for i, id := range in.PodID {
 		c.names = append(c.names, in.Pods[i].Key())
@@ -173,7 +171,7 @@ func (c *RDT) sync(in *Input) {
 			if p = c.byID[id]; p == nil {
 				p = &sharer{key: c.names[i], named: never, lastCut: never, pleaded: never}
 				for r := range p.limit {
-					p.limit[r].cut, p.limit[r].lastGrowth = never, never
+					p.limit[r].cut, p.limit[r].ascent.at = never, never
 				}
 				c.byID[id] = p
 			}
@@ -265,7 +263,7 @@ func (c *RDT) refit(in *Input) {
 			}
 			if to != n {
 				c.note(in, p, r, Note{Rule: RulePolicy, Text: "policy or machine changed"}, to)
-				p.set(r, to, RulePolicy)
+				c.set(p, r, to, RulePolicy)
 			}
 		}
 	}
@@ -390,13 +388,13 @@ func (c *RDT) undo(in *Input, v *judge.Verdict) {
 		}
 		for r := range resources {
 			l := &p.limit[r]
-			if l.n == 0 && !l.grown || !l.onProbation(in) {
+			if l.n == 0 && !l.ascent.grown || !l.onProbation(in) {
 				continue
 			}
-			to, pause := l.beforeGrow, l.relapse(in)
+			to, pause := int(l.ascent.before), l.relapse(in)
 			c.note(in, p, r, Note{Rule: RuleRegrowUndo, Victim: c.names[v.Pod], CPI: v.CPI.CPI, CPIFence: v.CPI.CPIFence, Belief: pr.belief, Pause: pause}, to)
-			l.cut, l.grown, p.lastCut, p.named, l.victim = in.Now, false, in.Now, in.Now, c.names[v.Pod]
-			p.set(r, to, RuleRegrowUndo)
+			l.cut, l.ascent.grown, p.lastCut, p.named, l.victim = in.Now, false, in.Now, in.Now, c.names[v.Pod]
+			c.set(p, r, to, RuleRegrowUndo)
 		}
 	}
 }
@@ -427,7 +425,7 @@ func (c *RDT) cut(in *Input, p *sharer, v *judge.Verdict, s judge.Share) outcome
 		rule := RuleTickCut
 		switch {
 		case p.limit[r].onProbation(in):
-			to, rule = p.limit[r].beforeGrow, RuleRegrowUndo
+			to, rule = int(p.limit[r].ascent.before), RuleRegrowUndo
 		case v.Joint:
 			rule = RuleJointCut
 		}
@@ -435,9 +433,9 @@ func (c *RDT) cut(in *Input, p *sharer, v *judge.Verdict, s judge.Share) outcome
 		pause := p.limit[r].relapse(in)
 		c.note(in, p, r, Note{Rule: rule, Victim: c.names[v.Pod], CPI: v.CPI.CPI, CPIFence: v.CPI.CPIFence, Permille: s.Permille,
 			Belief: pr.belief, Pause: pause}, to)
-		p.limit[r].cut, p.limit[r].grown, p.lastCut = in.Now, false, in.Now
+		p.limit[r].cut, p.limit[r].ascent.grown, p.lastCut = in.Now, false, in.Now
 		p.limit[r].victim = c.names[v.Pod]
-		p.set(r, to, rule)
+		c.set(p, r, to, rule)
 		return done
 	}
 	return exhausted
@@ -599,8 +597,8 @@ func (c *RDT) refute(in *Input, p *sharer, pr *sharing, cpi uint64) {
 	}
 	c.note(in, p, t.resource, n, to)
 	if t.resource != cores && to != p.limit[t.resource].n {
-		p.limit[t.resource].grown = false
-		p.set(t.resource, to, RuleTakeBack)
+		p.limit[t.resource].ascent.grown = false
+		c.set(p, t.resource, to, RuleTakeBack)
 	}
 	p.lastCut = never // the next resource may be tried at once
 }
@@ -633,21 +631,12 @@ func (c *RDT) result(in *Input, pr *sharing, n Note) Note {
 
 // onProbation reports whether trouble comes so soon after a step up that this step is to be undone.
 func (l *limit) onProbation(in *Input) bool {
-	return l.grown && in.Now-l.lastGrowth <= max(probation, 2*in.Spec.Judge.CPI.Window.D()) && cmpLimit(int64(l.beforeGrow), int64(l.n)) < 0
+	return l.ascent.recent(in.Now, max(probation, 2*in.Spec.Judge.CPI.Window.D()), amount(l.n))
 }
 
-// relapse remembers the present level as bad if the pod grew into it, and returns how long it will not be tried again.
+// relapse is the ascent's, at the pace of cache and bandwidth.
 func (l *limit) relapse(in *Input) time.Duration {
-	if !l.grown {
-		return 0
-	}
-	if l.badWait == 0 || in.Now >= l.badUntil || cmpLimit(int64(l.n), int64(l.badN)) < 0 {
-		l.badN = l.n
-	}
-	s := &in.Spec.RDT
-	l.badWait = min(max(2*l.badWait, 4*s.RegrowEvery.D(), s.Hold.D()), max(pauseMax, s.Hold.D()))
-	l.badUntil = in.Now + l.badWait
-	return l.badWait
+	return l.ascent.relapse(in.Now, amount(l.n), in.Spec.RDT.RegrowEvery.D(), in.Spec.RDT.Hold.D())
 }
 
 // regrow gives every pod that is held back one step in one resource, if all is well.
@@ -667,25 +656,23 @@ func (c *RDT) regrow(in *Input) {
 		}
 		for _, r := range [...]resource{bandwidth, ways} { // what costs the pod most comes back first
 			l := &p.limit[r]
-			if l.badWait > 0 && cmpLimit(int64(l.n), int64(l.badN)) >= 0 && in.Now-max(l.cut, l.lastGrowth) >= max(l.badWait, slowHarm) {
-				l.badWait = 0
-			}
+			l.ascent.forgive(in.Now, amount(l.n), l.cut)
 			if l.n == 0 {
 				continue
 			}
-			if in.Now-l.lastGrowth < every || in.Now-p.limit[1-r].lastGrowth < every {
+			if in.Now-l.ascent.at < every || in.Now-p.limit[1-r].ascent.at < every {
 				break
 			}
 			to := r.up(in, l.n)
-			if l.badWait > 0 && in.Now < l.badUntil && cmpLimit(int64(to), int64(l.badN)) >= 0 {
+			if l.ascent.avoids(in.Now, amount(to)) {
 				continue
 			}
 			if r == bandwidth && s.Bandwidth.TotalMBps > 0 && in.Judge.BusPercent(&s.Bandwidth) >= s.Bandwidth.AbundantPercent {
 				continue
 			}
 			c.note(in, p, r, Note{Rule: RuleRegrow}, to)
-			l.beforeGrow, l.lastGrowth, l.grown = l.n, in.Now, true
-			p.set(r, to, RuleRegrow)
+			l.ascent.step(in.Now, amount(l.n))
+			c.set(p, r, to, RuleRegrow)
 			break
 		}
 	}
@@ -710,8 +697,8 @@ func (c *RDT) release(in *Input) {
 		for r := range resources {
 			if p.limit[r].n != 0 {
 				c.note(in, p, r, Note{Rule: RuleRelease, Text: "no counters of any online container"}, 0)
-				p.limit[r].grown = false
-				p.set(r, 0, RuleRelease)
+				p.limit[r].ascent.grown = false
+				c.set(p, r, 0, RuleRelease)
 			}
 		}
 	}
@@ -723,7 +710,8 @@ func (c *RDT) release(in *Input) {
 }
 
 // set gives a pod a limit.
-func (p *sharer) set(r resource, n int, rule string) {
+func (c *RDT) set(p *sharer, r resource, n int, rule string) {
+	c.settled = false
 	l := &p.limit[r]
 	l.n, l.rule = n, rule
 	if n == 0 {
@@ -751,10 +739,14 @@ func (c *RDT) note(in *Input, p *sharer, r resource, n Note, to int) {
 	c.notes = append(c.notes, n)
 }
 
+// Settled reports whether Shares would give the same as when it was last called, and Limits the same for every pod.
+func (c *RDT) Settled(in *Input) bool { return c.settled && c.caps == in.Node.Caps }
+
 // Shares appends what the two controllers want for every pod that is online or offline. It is empty where nothing can be controlled or
 // monitored.
 func (c *RDT) Shares(in *Input, dst []knob.Share) []knob.Share {
 	caps := &in.Node.Caps
+	c.settled, c.caps = true, *caps
 	if !caps.CacheAllocation && !caps.BandwidthAllocation && !caps.CacheMonitoring && !caps.BandwidthMonitoring {
 		return dst
 	}

@@ -343,7 +343,7 @@ func (c *CPU) refute(in *Input, p *offline, pr *pair, p99 time.Duration) {
 	}
 	n.To = back.lift(policy.RungFreeze)
 	c.note(in, p, n)
-	p.grown = false
+	p.ascent.grown = false
 	c.set(p, n.To, RuleTakeBack)
 }
 

@@ -129,6 +129,50 @@ func TestCooldown(t *testing.T) {
 	}
 }
 
+// A long wait takes the first step at once. While the objective is kept, more is taken for such waits only if there are three in the judge's
+// window before it is settled whether the step was enough; and what is given back later is not taken away again for one.
+func TestLongWaitsNowAndThenTakeOneStep(t *testing.T) {
+	p := hurting(t, 8)
+	p.find("batch").hurt = 0
+	long := func() {
+		p.build(signal.Event)
+		p.snap.Events = append(p.snap.Events, signal.WaitEvent{At: p.now, Victim: 1, WaitNS: 6e6, Culprit: 0, PartNS: 6e6})
+		p.decide()
+	}
+	p.step()
+	long()
+	first := p.grant("batch")
+	if first == (control.Grant{}) {
+		t.Fatal("the first long wait was not answered")
+	}
+	p.run(200 * time.Millisecond)
+	long()
+	if got := p.grant("batch"); got != first {
+		t.Errorf("%s after two long waits, want %s still", got, first)
+	}
+	p.run(200 * time.Millisecond)
+	long()
+	second := p.grant("batch")
+	if second == first {
+		t.Errorf("%s after three long waits in a second", second)
+	}
+
+	for p.noted(control.RuleRegrow, "") == 0 {
+		p.step()
+	}
+	if p.noted(control.RuleProven, "") == 0 {
+		t.Error("grown before it was settled whether the step helped")
+	}
+	grown := p.grant("batch")
+	for range 3 {
+		p.run(100 * time.Millisecond)
+		long()
+	}
+	if got := p.grant("batch"); got != grown {
+		t.Errorf("%s, taken from %s for long waits although the objective is kept", got, grown)
+	}
+}
+
 func TestFreezeIsShort(t *testing.T) {
 	p := hopeless(t, 2)
 	p.spec().CPU.Ladder = []policy.Rung{policy.RungFreeze}

@@ -35,6 +35,7 @@ type plant struct {
 	gen     uint64
 	fault   map[string]*Fault // by kind, those that hold now
 	bound   time.Duration     // from which a wait is an event; the agent's policy says
+	often   time.Duration     // beyond which too many waits are an event, likewise
 	long    time.Duration     // from which a wait is too long; the scenario says
 
 	moved  uint64  // bytes between cache and memory since the last tick
@@ -61,6 +62,7 @@ type body struct {
 	frozen   bool
 	burst    float64 // CPUs
 	held     bool    // below the posture
+	many     many
 	mem      memory
 
 	// Of this tick.
@@ -359,12 +361,40 @@ func (p *plant) wait(v *body, secs float64) {
 		if us >= walkFrom {
 			v.blame[culprit] += ns
 		}
-		if p.bound > 0 && ns >= float64(p.bound) && len(p.events) < 64 && p.fault["mute"] == nil && p.fault["stale"] == nil && p.fault["blind"] == nil {
+		v.many.waits++
+		if p.bound == 0 || p.fault["mute"] != nil || p.fault["stale"] != nil || p.fault["blind"] != nil {
+			continue
+		}
+		single, often := ns >= float64(p.bound), met >= 0 && p.often > 0 && ns > float64(p.often) && v.many.long(p.t)
+		if (single || often) && len(p.events) < 64 {
 			p.events = append(p.events, signal.WaitEvent{
-				At: origin + p.t, Victim: v.index, PID: int32(v.index), WaitNS: uint64(ns), Culprit: culprit, PartNS: uint64(ns),
+				At: origin + p.t, Victim: v.index, PID: int32(v.index), WaitNS: uint64(ns), Culprit: culprit, PartNS: uint64(ns), Often: !single,
 			})
 		}
 	}
+}
+
+// many is the kernel side's test of whether too many waits are long; bpf/runqueue.bpf.c explains it and has the same figures.
+type many struct {
+	waits, level uint64 // since the last long one, and what speaks for too many
+	last         time.Duration
+}
+
+// long takes in a long wait, and reports whether there are too many.
+func (m *many) long(now time.Duration) bool {
+	const weight, enough, within = 100, 250, 50 * time.Millisecond
+	if now-m.last > within || m.waits >= m.level {
+		m.level = 0
+	} else {
+		m.level -= m.waits
+	}
+	m.level += weight
+	m.waits, m.last = 0, now
+	if m.level < enough {
+		return false
+	}
+	m.level = 0
+	return true
 }
 
 // snapshot builds the node as the agent sees it.

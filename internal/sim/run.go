@@ -132,6 +132,7 @@ func (r *runner) decide(trigger signal.Trigger) {
 	d := r.brain.Step(snap, r.pol)
 	r.wake = d.Wake
 	p.bound = d.Spec.Objectives.CPUWaitEvent.D()
+	p.often = d.Spec.Objectives.CPUWaitP99.D()
 	p.long = max(r.objective(), time.Millisecond)
 	r.check(snap, &d)
 	if r.watch != nil {

@@ -184,8 +184,9 @@ func (e *engine) tick(w *world, apart bool) {
 	}
 	snap := w.snap
 	e.cont = append(e.cont[:0], snap.Containers...)
-	bound := e.pol.At(snap.Wall).Objectives.CPUWaitEvent.D()
-	late := -1 // who waited beyond the bound without an event that said so
+	objectives := &e.pol.At(snap.Wall).Objectives
+	bound := objectives.CPUWaitEvent.D()
+	late, often := -1, false // who waited beyond the bound, or too often beyond the objective, without an event that said so
 	for i := range e.cont {
 		c := &e.cont[i]
 		switch w.class[c.Pod] {
@@ -201,6 +202,9 @@ func (e *engine) tick(w *world, apart bool) {
 				if v.pending >= 1 && late < 0 {
 					late = i
 				}
+				if apart && bound > 0 && tooMany(c.Wait.Buckets, objectives.CPUWaitP99.D()) && !often {
+					late, often = i, true
+				}
 			} else {
 				v.pending = 0
 			}
@@ -212,7 +216,10 @@ func (e *engine) tick(w *world, apart bool) {
 		}
 	}
 	if late >= 0 && len(e.event) == len(e.cont) {
-		e.invent(w, late, bound)
+		if often {
+			bound = objectives.CPUWaitP99.D()
+		}
+		e.invent(w, late, bound, often)
 	}
 	e.snap = *snap
 	e.snap.Containers, e.snap.Events = e.cont, e.heard(w, apart)
@@ -402,6 +409,18 @@ func beyond(buckets []signal.Bucket, bound time.Duration) float64 {
 	return n
 }
 
+// tooMany is what the kernel side's test of whether too many waits are long (bpf/runqueue.bpf.c, which has the figures) comes to over a tick.
+func tooMany(buckets []signal.Bucket, objective time.Duration) bool {
+	if objective == 0 {
+		return false
+	}
+	total := 0.0
+	for _, b := range buckets {
+		total += float64(b.Count)
+	}
+	return 100*beyond(buckets, objective)-total >= 250
+}
+
 // hear passes recorded events on, as far as they would still have happened.
 func (e *engine) hear(w *world, apart bool) {
 	e.snap = *w.snap
@@ -418,7 +437,8 @@ func (e *engine) hear(w *world, apart bool) {
 // heard is the events of the step that would still have happened.
 func (e *engine) heard(w *world, apart bool) []signal.WaitEvent {
 	snap := w.snap
-	bound := e.pol.At(snap.Wall).Objectives.CPUWaitEvent.D()
+	objectives := &e.pol.At(snap.Wall).Objectives
+	bound := objectives.CPUWaitEvent.D()
 	if !apart && bound <= w.bound {
 		return snap.Events
 	}
@@ -431,10 +451,12 @@ func (e *engine) heard(w *world, apart bool) []signal.WaitEvent {
 		if apart && ev.Culprit >= 0 && int(ev.Culprit) < len(snap.Containers) && !e.persists(w, v, &ev) {
 			continue
 		}
-		if bound == 0 || ev.WaitNS < uint64(bound) {
+		if bound == 0 || ev.WaitNS < uint64(bound) && (!ev.Often || ev.WaitNS < uint64(objectives.CPUWaitP99)) {
 			continue
 		}
-		v.heard++
+		if !ev.Often {
+			v.heard++
+		}
 		events = append(events, ev)
 	}
 	return events
@@ -461,7 +483,7 @@ func (e *engine) persists(w *world, v *victim, ev *signal.WaitEvent) bool {
 }
 
 // invent tells the policy of a long wait that the recording has no event of, half a tick before it is measured.
-func (e *engine) invent(w *world, i int, bound time.Duration) {
+func (e *engine) invent(w *world, i int, bound time.Duration, often bool) {
 	c := &e.cont[i]
 	e.victim(w, i).pending = 0
 	culprit, most, total := signal.CulpritUnknown, uint64(0), uint64(0)
@@ -485,7 +507,7 @@ func (e *engine) invent(w *world, i int, bound time.Duration) {
 	e.snap.Now -= w.snap.Elapsed / 2
 	e.snap.Containers = e.event
 	e.snap.Events = []signal.WaitEvent{{
-		At: e.snap.Now, Victim: i, WaitNS: wait, Culprit: culprit, PartNS: uint64(float64(wait) * float64(most) / float64(total)),
+		At: e.snap.Now, Victim: i, WaitNS: wait, Culprit: culprit, PartNS: uint64(float64(wait) * float64(most) / float64(total)), Often: often,
 	}}
 	e.decide(w, &e.snap)
 }

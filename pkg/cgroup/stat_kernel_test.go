@@ -73,7 +73,7 @@ func TestReadersOnTheKernel(t *testing.T) {
 		t.Error("no pressure of a group on cgroup v2:", psiErr)
 	}
 
-	load, err := work.Start(work.Spin)
+	load, err := work.Start(work.Spin, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,7 +20,7 @@ func TestThreadsOnTheKernel(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		load, err := work.Start(work.Pulse(time.Millisecond, 20*time.Millisecond))
+		load, err := work.Start(work.Pulse(time.Millisecond, 20*time.Millisecond), nil)
 		if err != nil {
 			t.Fatal(err)
 		}

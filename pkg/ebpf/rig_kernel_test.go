@@ -101,14 +101,11 @@ func (r *rig) track(path string, s Slot, victim bool) {
 // run starts a load in the group at path.
 func (r *rig) run(path string, l work.Load) *work.Process {
 	r.Helper()
-	p, err := work.Start(l)
+	p, err := work.Start(l, r.tree.Joiner(path))
 	if err != nil {
 		r.Fatal(err)
 	}
 	r.Cleanup(p.Stop)
-	if err := r.tree.Join(path, p.PID()); err != nil {
-		r.Fatal(err)
-	}
 	return p
 }
 

@@ -42,6 +42,25 @@ func makeGroup(t *testing.T, f *rdt.FS, name string) {
 	}
 }
 
+// moveAll moves a load that has just been started with all of its threads.
+func moveAll(t *testing.T, f *rdt.FS, group string, pid int) {
+	t.Helper()
+	time.Sleep(200 * time.Millisecond) // its threads start
+	threads, err := os.ReadDir(filepath.Join("/proc", strconv.Itoa(pid), "task"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, thread := range threads {
+		tid, err := strconv.Atoi(thread.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.Move(group, tid); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestRigRules holds the fake's rules against the kernel's.
 func TestRigRules(t *testing.T) {
 	root := guest.Mount(t)
@@ -63,20 +82,7 @@ func TestRigCounters(t *testing.T) {
 	}
 	makeGroup(t, f, "hogs")
 	hog := guest.Start(t, guest.Group(t, "qos-agent-test-hogs"), "hog", "-profile", "9000,65536,700,8", "-threads", "2")
-	time.Sleep(200 * time.Millisecond) // its threads start
-	threads, err := os.ReadDir(filepath.Join("/proc", strconv.Itoa(hog.PID()), "task"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, thread := range threads {
-		tid, err := strconv.Atoi(thread.Name())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := f.Move("hogs", tid); err != nil {
-			t.Fatal(err)
-		}
-	}
+	moveAll(t, f, "hogs", hog.PID())
 	c, err := f.Counters("hogs")
 	if err != nil {
 		t.Fatal(err)

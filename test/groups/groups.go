@@ -143,6 +143,11 @@ func (t *Tree) Join(group string, pid int) error {
 	return nil
 }
 
+// Joiner is Join for a group.
+func (t *Tree) Joiner(group string) func(pid int) error {
+	return func(pid int) error { return t.Join(group, pid) }
+}
+
 // File is the path of a group's file for one controller. Where the controller is not mounted it leads nowhere.
 func (t *Tree) File(c cgroup.Controller, group, file string) string {
 	dir, ok := t.h.Dir(c, group)

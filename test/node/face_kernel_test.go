@@ -18,13 +18,14 @@ import (
 	"github.com/qos-agent/qos-agent/test/work"
 )
 
-// hurting is a node on which batch hurts web, and is cut for it.
+// hurting is a node on which batch hurts web, and is cut for it. Whether that helps is not looked at here: other work on the machine may make
+// web wait as well.
 func hurting(t *testing.T) (*fixture, *daemon.Daemon) {
 	t.Helper()
 	f := newFixture(t, `
   mode: enforce
   objectives: {cpuWaitP99: 1ms, cpuWaitEvent: 2ms}
-  cpu: {posture: none, ladder: [idle, quota], hold: 60s}
+  cpu: {posture: none, ladder: [idle, quota], hold: 60s, verify: {after: 10m}}
 `)
 	f.idle("batch")
 	d := f.start()

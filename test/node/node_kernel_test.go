@@ -194,20 +194,17 @@ func (f *fixture) wait(d *daemon.Daemon, what string, ok func(*server.State) boo
 func (f *fixture) run(name string, loads ...work.Load) []*work.Process {
 	f.t.Helper()
 	var out []*work.Process
+	group := f.tree.Path(name)
+	if name == "batch" { // its processes are in the nested group, as v2 wants it
+		group = f.tree.Path(name, "inner")
+	}
 	for _, l := range loads {
-		p, err := work.Start(l)
+		p, err := work.Start(l, f.tree.Joiner(group))
 		if err != nil {
 			f.t.Fatal(err)
 		}
 		f.load = append(f.load, p)
 		out = append(out, p)
-		group := f.tree.Path(name)
-		if name == "batch" { // its processes are in the nested group, as v2 wants it
-			group = f.tree.Path(name, "inner")
-		}
-		if err := f.tree.Join(group, p.PID()); err != nil {
-			f.t.Fatal(err)
-		}
 	}
 	return out
 }
@@ -365,7 +362,7 @@ func TestObserveWritesNothing(t *testing.T) {
 func TestCulpritIsCutAndInnocentIsNot(t *testing.T) {
 	const rules = `
   objectives: {cpuWaitP99: 1ms, cpuWaitEvent: 2ms}
-  cpu: {posture: none, ladder: [idle, quota], hold: 60s}
+  cpu: {posture: none, ladder: [idle, quota], hold: 60s, verify: {after: 10m}}
 `
 	f := newFixture(t, "  mode: observe"+rules)
 	d := f.start()

@@ -218,6 +218,14 @@ func (s *stage) everCut(a *actor) bool {
 	return false
 }
 
+// logNotes shows what the daemon decided.
+func (s *stage) logNotes() {
+	s.t.Helper()
+	for _, n := range s.state().Notes {
+		s.t.Logf("%+v", n)
+	}
+}
+
 // watcher counts a group by itself, every 50 ms, whatever the daemon sees.
 type watcher struct {
 	mu     sync.Mutex
@@ -367,19 +375,25 @@ func (w *watcher) mbps(a, b time.Time) float64 {
 	return float64(n) * 64 / 1e6 / d.Seconds()
 }
 
-// result is the figures of a story, as bench/results/rdt.json has them.
+// result is the figures of a story, as bench/results/rdt.json has them; bench/rdt says what they mean.
 type result struct {
 	Scenario          string  `json:"scenario"`
 	Kernel            string  `json:"kernel"`
 	CPIAlone          float64 `json:"cpi_alone"`
 	CPIUnprotected    float64 `json:"cpi_unprotected"`
+	CPIBeside         float64 `json:"cpi_alone_beside_agent"`
 	CPIAgent          float64 `json:"cpi_agent"`
 	RecoveryMS        float64 `json:"recovery_ms"`
 	OfflineMBps       float64 `json:"offline_mbps"`
 	OfflineFreeMBps   float64 `json:"offline_mbps_unprotected"`
 	TimeOverObjective float64 `json:"time_over_objective"`
+	TimeOverAlone     float64 `json:"time_over_objective_alone"`
 	P95Alone          float64 `json:"p95_ms_alone,omitempty"`
 	P95Agent          float64 `json:"p95_ms_agent,omitempty"`
+	PacedAlone        float64 `json:"p95_paced_ms_alone,omitempty"`
+	PacedUnprotected  float64 `json:"p95_paced_ms_unprotected,omitempty"`
+	PacedAgent        float64 `json:"p95_paced_ms_agent,omitempty"`
+	Static            *split  `json:"static_split,omitempty"`
 	Note              string  `json:"note,omitempty"`
 }
 
@@ -389,6 +403,18 @@ func (r *result) print() {
 	r.Kernel = strings.TrimSpace(string(release))
 	text, _ := json.Marshal(r)
 	fmt.Printf("rdt-result %s\n", text)
+}
+
+// beyond is the part of the time from a to b in which CPI is beyond bound.
+func (w *watcher) beyond(a, b time.Time, bound float64) float64 {
+	_, cpi := w.windows(a, b)
+	n := 0
+	for _, c := range cpi {
+		if c > bound {
+			n++
+		}
+	}
+	return float64(n) / float64(max(1, len(cpi)))
 }
 
 // since how long and for how much of the time CPI is inside bound after the hogs' start; took is the time until it first is for good half
@@ -424,21 +450,24 @@ func (w *watcher) recovered(start, end time.Time, bound float64) (took time.Dura
 	return took, over
 }
 
-// p95 is the median of the 95th percentiles that a service told of its last seconds, ms.
-func (a *actor) p95(last int) float64 {
-	var all []float64
+// p95 is the median of the 95th percentiles that a service told of its last seconds, ms: as the clock has it, and at the pace at which
+// memory let it run (see test/rig/work).
+func (a *actor) p95(last int) (clock, paced float64) {
+	var all, pure []float64
 	lines := a.load.Lines()
 	for _, l := range lines[max(0, len(lines)-last):] {
 		var s struct {
-			P95 float64 `json:"p95_ms"`
+			P95   float64 `json:"p95_ms"`
+			Paced float64 `json:"p95_paced_ms"`
 		}
 		if json.Unmarshal([]byte(l), &s) == nil {
-			all = append(all, s.P95)
+			all, pure = append(all, s.P95), append(pure, s.Paced)
 		}
 	}
 	if len(all) == 0 {
-		return 0
+		return 0, 0
 	}
 	slices.Sort(all)
-	return all[len(all)/2]
+	slices.Sort(pure)
+	return all[len(all)/2], pure[len(pure)/2]
 }

@@ -128,6 +128,8 @@ var Variants = []Variant{
 	{Name: "two-sockets", SMP: "4,sockets=2,cores=2"},
 	{Name: "four-closids", SMP: "4", CPU: "rdt-closids=4,rdt-mba-closids=4"},
 	{Name: "few-rmids", SMP: "4", CPU: "rdt-rmids=12"},
+	{Name: "forty-rmids", SMP: "4", CPU: "rdt-rmids=40"},
+	{Name: "many-rmids", SMP: "4", CPU: "rdt-rmids=256"},
 	{Name: "no-mba", SMP: "4", CPU: "rdt-mba=off"},
 	{Name: "no-cat", SMP: "4", CPU: "rdt-cat=off"},
 	{Name: "no-monitoring", SMP: "4", CPU: "rdt-cmt=off,rdt-mbm=off"},

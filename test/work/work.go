@@ -81,6 +81,7 @@ func (l Load) text() string {
 // run sleeps and reads the clock with raw system calls, so that the Go scheduler has nothing to do and adds nothing.
 func (l Load) run() {
 	runtime.LockOSThread()
+	_, _ = io.Copy(io.Discard, os.Stdin) // Start ends it when this process is in its group
 	if l.Pin {
 		var set unix.CPUSet
 		set.Set(l.CPU)
@@ -120,8 +121,10 @@ func threadCPU() time.Duration {
 type Process struct{ cmd *exec.Cmd }
 
 // Start starts a load, and returns when it is where it is to run and about to work: on an emulated CPU it may take seconds to get
-// there, in which it would be seen to wait on other CPUs. It ends with Stop, or with the process that started it.
-func Start(l Load) (*Process, error) {
+// there, in which it would be seen to wait on other CPUs. join, if not nil, puts the process into its control group; the load pins itself
+// after that, because before 6.2 a group with a cpuset forgets what its new tasks were pinned to. The load ends with Stop, or with
+// the process that started it.
+func Start(l Load, join func(pid int) error) (*Process, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("work: %w", err)
@@ -130,6 +133,10 @@ func Start(l Load) (*Process, error) {
 	cmd.Env = append(os.Environ(), env+"="+l.text(), "GOMAXPROCS=1", "GOGC=off")
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	begin, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, fmt.Errorf("work: %w", err)
+	}
 	ready, err := cmd.StdoutPipe()
 	if err != nil {
 		return nil, fmt.Errorf("work: %w", err)
@@ -137,10 +144,21 @@ func Start(l Load) (*Process, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("work: %w", err)
 	}
-	if _, err := io.Copy(io.Discard, ready); err != nil {
+	p := &Process{cmd}
+	if join != nil {
+		err = join(p.PID())
+	}
+	if err == nil {
+		err = begin.Close()
+	}
+	if err == nil {
+		_, err = io.Copy(io.Discard, ready)
+	}
+	if err != nil {
+		p.Stop()
 		return nil, fmt.Errorf("work: %w", err)
 	}
-	return &Process{cmd}, nil
+	return p, nil
 }
 
 // Adopt makes a load of a command that somebody else has started.

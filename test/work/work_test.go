@@ -12,7 +12,7 @@ func TestMain(m *testing.M) {
 }
 
 func TestPausedLoadUsesNothing(t *testing.T) {
-	p, err := Start(Spin)
+	p, err := Start(Spin, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

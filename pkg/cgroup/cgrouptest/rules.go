@@ -3,6 +3,7 @@ package cgrouptest
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -244,6 +245,9 @@ func (f *Fake) writeCPUs(dir, text string) error {
 		return unix.ERANGE
 	}
 	if f.h.V2(cgroup.CPUSet) {
+		if set.Empty() && f.text(dir, "cpuset.cpus") != "" && f.populated(dir) {
+			return unix.ENOSPC // though an empty set stands for the parent's, and a new group has one
+		}
 		return f.set(dir, "cpuset.cpus", set)
 	}
 	if err := f.checkCPUs(dir, set); err != nil {
@@ -266,4 +270,12 @@ func (f *Fake) checkCPUs(dir string, set cpuset.Set) error {
 		return unix.ENOSPC
 	}
 	return nil
+}
+
+// populated reports whether there are processes in a group or below it.
+func (f *Fake) populated(dir string) bool {
+	if f.text(dir, "cgroup.procs") != "" {
+		return true
+	}
+	return slices.ContainsFunc(children(dir), func(name string) bool { return f.populated(filepath.Join(dir, name)) })
 }

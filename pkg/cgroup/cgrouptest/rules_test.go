@@ -3,8 +3,10 @@ package cgrouptest
 import (
 	"errors"
 	"fmt"
+	"os/exec"
 	"path"
 	"slices"
+	"strconv"
 	"syscall"
 	"testing"
 
@@ -14,7 +16,7 @@ import (
 )
 
 // op is one thing done to a tree. With a file and no text it is a read that must show want; with a text it is a write that
-// must give errno; without a file it makes ("mkdir") or removes ("rmdir") the group.
+// must give errno; without a file it makes ("mkdir") or removes ("rmdir") the group, or starts a process in it ("enter").
 type op struct {
 	group, file, text string
 	want              []string // any of them
@@ -28,6 +30,7 @@ func refused(group, file, text string, errno syscall.Errno) op {
 func shows(group, file string, want ...string) op { return op{group: group, file: file, want: want} }
 func mkdir(group string) op                       { return op{group: group, text: "mkdir"} }
 func rmdir(group string) op                       { return op{group: group, text: "rmdir"} }
+func enter(group string) op                       { return op{group: group, text: "enter"} }
 
 // rules is what is known of the kernel, as operations on a fresh tree that has the CPUs 0 and 1. A case runs on v1, v2 or both.
 var rules = []struct {
@@ -121,6 +124,11 @@ var rules = []struct {
 		mkdir("a"), mkdir("a/c"), write("a/c", "cpuset.cpus", "0"), write("a", "cpuset.cpus", "1"), shows("a/c", "cpuset.cpus", "0\n"),
 		write("a", "cpuset.cpus", "\n"), shows("a", "cpuset.cpus", "\n"), write("a/c", "cpuset.cpus", "\n"), shows("a/c", "cpuset.cpus", "\n"),
 	}},
+	{"CPUs of a group with processes, v2", false, true, []op{
+		mkdir("a"), mkdir("a/c"), enter("a/c"), write("a", "cpuset.cpus", "\n"), write("a", "cpuset.cpus", "0"), write("a/c", "cpuset.cpus", "0"),
+		refused("a/c", "cpuset.cpus", "\n", unix.ENOSPC), refused("a", "cpuset.cpus", "\n", unix.ENOSPC), shows("a", "cpuset.cpus", "0\n"),
+		write("a", "cpuset.cpus", "0-1"), write("a/c", "cpuset.cpus", "1"), shows("a/c", "cpuset.cpus", "1\n"),
+	}},
 	{"lists of CPUs", true, true, []op{
 		mkdir("a"), write("a", "cpuset.cpus", "1,0"), shows("a", "cpuset.cpus", "0-1\n"), write("a", "cpuset.cpus", " 0-1 \n"),
 		refused("a", "cpuset.cpus", "abc", unix.EINVAL), refused("a", "cpuset.cpus", "1-0", unix.EINVAL),
@@ -156,7 +164,7 @@ func testRules(t *testing.T, fresh func(t *testing.T) World) {
 				return // a rule of the other version
 			}
 			for i, o := range r.ops {
-				if err := o.run(w); err != nil {
+				if err := o.run(t, w); err != nil {
 					t.Fatalf("operation %d: %v", i, err)
 				}
 			}
@@ -164,12 +172,14 @@ func testRules(t *testing.T, fresh func(t *testing.T) World) {
 	}
 }
 
-func (o op) run(w World) error {
+func (o op) run(t *testing.T, w World) error {
 	group := path.Join(w.Base(), o.group)
 	var err error
 	switch {
 	case o.file == "" && o.text == "mkdir":
 		err = w.Mkdir(group)
+	case o.file == "" && o.text == "enter":
+		err = inhabit(t, w, group)
 	case o.file == "":
 		err = w.Rmdir(group)
 	case o.text == "":
@@ -185,6 +195,22 @@ func (o op) run(w World) error {
 		return fmt.Errorf("%s/%s: writing %q gives %v, want %v", o.group, o.file, o.text, err, o.errno)
 	}
 	return nil
+}
+
+// inhabit puts a process into a group until the test ends.
+func inhabit(t *testing.T, w World, group string) error {
+	if f, ok := w.(*Fake); ok {
+		return f.Put(group, "cgroup.procs", "4711\n")
+	}
+	sleep := exec.Command("sleep", "1000")
+	if err := sleep.Start(); err != nil {
+		return err
+	}
+	t.Cleanup(func() {
+		_ = sleep.Process.Kill() // it may have ended
+		_ = sleep.Wait()
+	})
+	return w.Write(group, "cgroup.procs", strconv.Itoa(sleep.Process.Pid))
 }
 
 // A file that was opened stays with its group, whatever takes the path afterwards.

@@ -1,0 +1,188 @@
+//go:build amd64
+
+package rdt
+
+//rig:variants many-rmids
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/qos-agent/qos-agent/test/daemon"
+	"github.com/qos-agent/qos-agent/test/rig/guest"
+)
+
+// costContainers is how many containers there are while a tick's cost is measured.
+const costContainers = 150
+
+// cost is what a tick takes with hardware counters and resctrl, and without, as bench/results/rdt.json has it.
+type cost struct {
+	Kernel     string  `json:"kernel"`
+	Containers int     `json:"containers"`
+	Rounds     int     `json:"rounds"` // windows of either kind, in turn
+	With       window  `json:"with"`
+	Without    window  `json:"without"`
+	Ratio      float64 `json:"tick_ratio"`     // of the medians of tick_ms
+	RatioMin   float64 `json:"tick_ratio_min"` // of neighbouring windows
+	RatioMax   float64 `json:"tick_ratio_max"`
+	CPURatio   float64 `json:"cpu_ratio"` // of the medians of cpu_ms
+}
+
+// window is medians over windows: milliseconds a tick, by qosagent_tick_seconds and by the process's CPU time.
+type window struct {
+	TickMS float64 `json:"tick_ms"`
+	CPUMS  float64 `json:"cpu_ms"`
+}
+
+// TestRigLongTickCost runs the daemon over 150 containers, by turns with hardware counters and resctrl and without either. The figures are
+// of an emulated machine, so only their ratio means something, and that roughly.
+func TestRigLongTickCost(t *testing.T) {
+	guest.Require(t)
+	dir := t.TempDir()
+	var pods []daemon.Pod
+	for i := range costContainers {
+		class := "offline"
+		if i%3 == 0 {
+			class = "online"
+		}
+		name := fmt.Sprintf("p%03d", i)
+		group := "qos-agent-cost/" + name
+		populate(t, guest.Group(t, group))
+		pods = append(pods, daemon.Pod{Namespace: "cost", Name: name, Labels: map[string]string{"qos-agent.io/class": class}, Cgroup: "/" + group})
+	}
+	static := filepath.Join(dir, "pods.yaml")
+	if err := daemon.WriteStaticPods(static, pods...); err != nil {
+		t.Fatal(err)
+	}
+	rounds := 4
+	var with, without []window
+	for i := range rounds {
+		run := func(counted bool) window {
+			return costOf(t, filepath.Join(dir, fmt.Sprint("run", i, counted)), static, counted)
+		}
+		without = append(without, run(false))
+		with = append(with, run(true))
+	}
+	release, _ := os.ReadFile("/proc/sys/kernel/osrelease")
+	c := cost{Kernel: strings.TrimSpace(string(release)), Containers: costContainers, Rounds: rounds, With: medians(with), Without: medians(without)}
+	c.Ratio, c.CPURatio = c.With.TickMS/c.Without.TickMS, c.With.CPUMS/c.Without.CPUMS
+	for i := range with {
+		r := with[i].TickMS / without[i].TickMS
+		if i == 0 {
+			c.RatioMin, c.RatioMax = r, r
+		}
+		c.RatioMin, c.RatioMax = min(c.RatioMin, r), max(c.RatioMax, r)
+	}
+	t.Logf("with %+v, without %+v", with, without)
+	text, err := json.Marshal(&c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Printf("rdt-result {\"cost\":%s}\n", text)
+}
+
+// populate puts a process that sleeps into a group.
+func populate(t *testing.T, group string) {
+	t.Helper()
+	sleep := exec.Command("sleep", "10000")
+	if err := sleep.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = sleep.Process.Kill() // it may have ended
+		_ = sleep.Wait()
+	})
+	if err := os.WriteFile(filepath.Join(group, "cgroup.procs"), []byte(strconv.Itoa(sleep.Process.Pid)), 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// costOf runs the daemon for some seconds and says what a tick took.
+func costOf(t *testing.T, runDir, static string, counted bool) window {
+	t.Helper()
+	o := daemon.Options{Binary: os.Getenv("QOS_AGENT_BIN"), StaticPods: static, RunDir: runDir}
+	if counted {
+		if err := unix.Mount("resctrl", guest.Resctrl, "resctrl", 0, ""); err != nil {
+			t.Fatalf("mount resctrl: %v", err)
+		}
+		defer unix.Unmount(guest.Resctrl, 0)
+	} else {
+		o.Extra = []string{"--no-perf"}
+	}
+	d, err := daemon.Start(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Kill()
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	if err := d.WaitReady(ctx); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(5 * time.Second) // groups are made and threads moved
+	before := readCost(ctx, t, d)
+	time.Sleep(8 * time.Second)
+	after := readCost(ctx, t, d)
+	st, err := d.State(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var perf, monitored bool
+	for _, p := range st.Node.Capabilities {
+		perf = perf || p.Name == "perf" && p.OK
+		monitored = monitored || p.Name == "cache_monitoring" && p.OK
+	}
+	if perf != counted || monitored != counted {
+		t.Fatalf("counters %v, resctrl's %v, want %v", perf, monitored, counted)
+	}
+	if err := d.Stop(ctx); err != nil {
+		t.Error(err)
+	}
+	ticks := after["qosagent_tick_seconds_count"] - before["qosagent_tick_seconds_count"]
+	if ticks < 10 {
+		t.Fatalf("%.0f ticks in 8 s", ticks)
+	}
+	return window{
+		TickMS: (after["qosagent_tick_seconds_sum"] - before["qosagent_tick_seconds_sum"]) / ticks * 1e3,
+		CPUMS:  (after["process_cpu_seconds_total"] - before["process_cpu_seconds_total"]) / ticks * 1e3,
+	}
+}
+
+// readCost is the daemon's metrics without labels.
+func readCost(ctx context.Context, t *testing.T, d *daemon.Daemon) map[string]float64 {
+	t.Helper()
+	_, body, err := d.Get(ctx, "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[string]float64{}
+	for line := range strings.Lines(body) {
+		if name, value, ok := strings.Cut(strings.TrimSpace(line), " "); ok {
+			if v, err := strconv.ParseFloat(value, 64); err == nil {
+				out[name] = v
+			}
+		}
+	}
+	return out
+}
+
+func medians(all []window) window {
+	var tick, cpu []float64
+	for _, w := range all {
+		tick, cpu = append(tick, w.TickMS), append(cpu, w.CPUMS)
+	}
+	slices.Sort(tick)
+	slices.Sort(cpu)
+	return window{TickMS: (tick[(len(tick)-1)/2] + tick[len(tick)/2]) / 2, CPUMS: (cpu[(len(cpu)-1)/2] + cpu[len(cpu)/2]) / 2}
+}
