@@ -162,10 +162,10 @@ func (s *State) fold(v *View, i int, t *track, w time.Duration) {
 	if c.Wait.At != 0 {
 		t.waits.add(v, i, w)
 	}
-	if c.CPU.At != 0 {
+	if c.CPU.At != 0 && c.CPU.At != t.quota.at {
 		t.quota.add(c.CPU.At, c.CPU.Span, w, pair{c.CPU.ThrottledPeriods, c.CPU.Periods})
 	}
-	if p := &c.PSI; p.At != 0 && p.At != t.memory.at { // both windows have the same readings
+	if p := &c.PSI; p.At != 0 && p.At != t.memory.at { // the window of io has the same readings
 		us := uint64(p.Span / time.Microsecond)
 		t.memory.add(p.At, p.Span, w, pair{p.Memory.SomeUS, us})
 		t.io.add(p.At, p.Span, w, pair{p.IO.SomeUS, us})
