@@ -113,11 +113,8 @@ func (c *cli) surges(ctx context.Context, s *lab.Site, r *result) error {
 			return err
 		}
 	}
-	groups, err := c.surgeGroups(s)
-	if err != nil {
-		return err
-	}
-	for _, p := range []struct {
+	var groups []string
+	for i, p := range []struct {
 		name, what string
 		standing   bool
 		start      func() (guarding, error)
@@ -128,6 +125,9 @@ func (c *cli) surges(ctx context.Context, s *lab.Site, r *result) error {
 		{"qos-agent-without-posture", "the agent with a ladder alone, to see it react", false, func() (guarding, error) { return startAgent(ctx, s, web, groups, reactionPolicy, "cpu.idle") }},
 		{"qos-agent", "the agent with its default policy, whose posture is there before the surge", true, func() (guarding, error) { return startAgent(ctx, s, web, groups, "  mode: enforce\n", "") }},
 	} {
+		if groups, err = c.surgeGroups(s, i); err != nil {
+			return err
+		}
 		g, err := p.start()
 		if err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)
@@ -148,14 +148,15 @@ func (c *cli) surges(ctx context.Context, s *lab.Site, r *result) error {
 	return nil
 }
 
-// surgeGroups makes a group for each surge: the agent remembers what a pod has done, and would hold it back longer each time.
-func (c *cli) surgeGroups(s *lab.Site) (out []string, err error) {
+// surgeGroups makes a group for each surge of a protection: the agent remembers what a pod has done, and would hold it back longer each time,
+// and koordlet's rule leaves weights and limits behind.
+func (c *cli) surgeGroups(s *lab.Site, protection int) (out []string, err error) {
 	n := 0
 	for _, l := range surgeLengths {
 		n += max(1, c.Short/l.part)
 	}
 	for i := range n {
-		group, err := s.Tree.Make(fmt.Sprintf("surge%04d", i))
+		group, err := s.Tree.Make(fmt.Sprintf("surge%d-%04d", protection, i))
 		if err != nil {
 			return nil, err
 		}
