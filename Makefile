@@ -78,13 +78,13 @@ bench-overhead: ## cost of the BPF programs beside runqlat's, and of the daemon 
 bench-reaction: ## from a surge, a burst and the kernel's event to the agent's write, beside koordlet's rule (root, 6 minutes)
 	go run ./bench/reaction
 
-bench-replay: ## bytes, cost and speed of recording and replay of 150 containers; TRACE=dir adds a real daemon's (4 minutes)
+bench-replay: ## bytes, cost and speed of recording and replay of 150 containers, and the model's hold-out error on a real node (root for that; under 5 minutes)
 	go run ./bench/replay $(if $(TRACE),--trace $(TRACE))
 
 bench-rdt: ## cache and bandwidth in a closed loop, on the emulated machine with RDT (20 minutes)
 	go run ./bench/rdt
 
-bench-tune: ## record a bad policy, tune on that recording, run both in turn (root, 3 minutes)
+bench-tune: ## record a bad policy beside nginx and xz, tune on that recording, run both in turn (root, 6 minutes)
 	go run ./bench/tune
 
 .PHONY: bench-watched

@@ -1,6 +1,7 @@
-// Command replay measures recording and replay on a made-up node of many containers (package tracetest), without privileges: bytes
-// on disk, CPU time of recording, and speed and memory of replaying recordings of different lengths, each in a process of its own on one
-// processor.
+// Command replay measures recording and replay on a made-up node of many containers (package tracetest): bytes on disk, CPU time of
+// recording, and speed and memory of replaying recordings of different lengths, each in a process of its own on one processor. As root it
+// also records a real node (package scene) and holds the response model of what-if against the half of it that the model was not fitted
+// on.
 //
 // Speeds are recorded time by CPU time of the whole process, of which other work on the machine takes less than of the clock's.
 package main
@@ -24,6 +25,7 @@ import (
 	"github.com/alecthomas/kong"
 	"golang.org/x/sys/unix"
 
+	"github.com/qos-agent/qos-agent/bench/load"
 	"github.com/qos-agent/qos-agent/internal/decide"
 	"github.com/qos-agent/qos-agent/internal/policy"
 	"github.com/qos-agent/qos-agent/internal/replay"
@@ -37,6 +39,7 @@ type cli struct {
 }
 
 func main() {
+	load.MaybeRun()
 	var c cli
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
@@ -47,9 +50,10 @@ func main() {
 type runCmd struct {
 	Out        string        `default:"bench/results/replay.json" help:"File of the result; what others have put into it stays."`
 	Containers int           `default:"150" help:"Containers of the node."`
-	Length     time.Duration `default:"10m" help:"Recorded time of the main measurement."`
-	Rounds     int           `default:"5" help:"Times that each replay is measured; the median is quoted."`
+	Length     time.Duration `default:"5m" help:"Recorded time of the main measurement."`
+	Rounds     int           `default:"3" help:"Times that each replay is measured; the median is quoted."`
 	Trace      string        `help:"Replay this recording of a real daemon too."`
+	HoldOut    time.Duration `default:"80s" help:"How long the real node is recorded for the model's hold-out error; 0: not at all. Needs root."`
 }
 
 // result is what is merged into the file.
@@ -74,6 +78,9 @@ type result struct {
 	Lengths []lengthRow `json:"memory_against_length"`
 	Loads   []loadRow   `json:"loads"`
 	Real    *loadRow    `json:"real_daemon,omitempty"`
+
+	HoldOutError *float64 `json:"holdout_error,omitempty"` // see holdOut.Relative
+	HoldOut      *holdOut `json:"holdout,omitempty"`
 }
 
 type lengthRow struct {
@@ -153,6 +160,9 @@ func (c *runCmd) Run(ctx context.Context) error {
 		}
 		r.Real = &row
 		fmt.Printf("%s: %.0f bytes per container and hour, %.0f times real time, verifying %.0f\n", c.Trace, row.BytesCtrHour, row.Factor, row.FactorVerify)
+	}
+	if err := c.holdOut(ctx, &r); err != nil {
+		return err
 	}
 	return merge(c.Out, r)
 }

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/qos-agent/qos-agent/internal/trace"
@@ -20,7 +22,7 @@ type traceCmd struct {
 type traceInfoCmd struct {
 	Traces []string `arg:"" name:"trace" help:"Recordings, or directories of them."`
 	JSON   bool     `name:"json" help:"Print it as JSON."`
-	Count  bool     `help:"Read everything, and count steps, pods and containers."`
+	Count  bool     `help:"Read everything: count steps, pods and containers, and say what takes the bytes."`
 }
 
 // summary is what trace info shows of a file.
@@ -53,6 +55,15 @@ type summary struct {
 	MaxPods       int     `json:"maxPods,omitempty"`
 	MaxContainers int     `json:"maxContainers,omitempty"`
 	BytesAHour    float64 `json:"bytesPerContainerHour,omitempty"`
+	// Content is what takes the bytes, the most first.
+	Content []content `json:"content,omitempty"`
+}
+
+// content is a kind of thing in a recording.
+type content struct {
+	Kind  string `json:"kind"`
+	Bytes int64  `json:"bytes"` // in the file
+	Plain int64  `json:"plain"` // before compression
 }
 
 func (c traceInfoCmd) Run(e env) error {
@@ -145,6 +156,13 @@ func (s *summary) count(r *trace.Reader) error {
 	if hours > 0 {
 		s.BytesAHour = float64(s.Bytes) / hours
 	}
+	rest := s.Bytes
+	for i, b := range r.Bytes() {
+		rest -= b.Packed
+		s.Content = append(s.Content, content{trace.StreamName(i), b.Packed, b.Raw})
+	}
+	s.Content = append(s.Content, content{"node facts, policies, checkpoints, headers", rest, rest})
+	slices.SortStableFunc(s.Content, func(a, b content) int { return cmp.Compare(b.Bytes, a.Bytes) })
 	return nil
 }
 
@@ -181,5 +199,8 @@ func (s *summary) print(w io.Writer) {
 	if s.Steps > 0 {
 		fmt.Fprintf(w, "  %d steps, %d of them events, %d dropped; %d outcomes; up to %d containers in %d pods; %.0f bytes per container and hour\n",
 			s.Steps, s.Events, s.Dropped, s.Outcomes, s.MaxContainers, s.MaxPods, s.BytesAHour)
+		for _, c := range s.Content {
+			fmt.Fprintf(w, "  %5.1f %%  %10d bytes (%d before compression)  %s\n", 100*float64(c.Bytes)/float64(s.Bytes), c.Bytes, c.Plain, c.Kind)
+		}
 	}
 }

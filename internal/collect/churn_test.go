@@ -148,7 +148,7 @@ func (c *churn) dispatch() {
 					}
 				}
 				culprit := rapid.SampledFrom(culprits).Draw(c.t, "culprit")
-				ns := rapid.Uint64Range(1, 1e9).Draw(c.t, "wait")
+				ns := rapid.Uint64Range(1, 1e6).Draw(c.t, "wait") * 1000 // what is below a microsecond has a test of its own
 				c.tracer.dispatch(c.id(ct.Cgroup), time.Duration(ns), culprit)
 				c.account(p, ct, ns, culprit)
 			}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -405,8 +406,8 @@ func TestEventsTellWhereWaitsWent(t *testing.T) {
 	wait(time.Millisecond, a)
 	blame("since the event", event(ebpf.Event{}), of(0, time.Millisecond))
 	blame("nothing since", event(ebpf.Event{}))
-	blame("what has not ended", event(ebpf.Event{Ongoing: true, Parts: []ebpf.Part{{Slot: a, NS: 7}, {Slot: b, NS: 2}, {Slot: ebpf.SlotIRQ, NS: 1}}}),
-		of(signal.CulpritIRQ, 1), of(0, 7), of(1, 2))
+	blame("what has not ended", event(ebpf.Event{Ongoing: true, Parts: []ebpf.Part{{Slot: a, NS: 7000}, {Slot: b, NS: 2900}, {Slot: ebpf.SlotIRQ, NS: 1000}}}),
+		of(signal.CulpritIRQ, time.Microsecond), of(0, 7*time.Microsecond), of(1, 2*time.Microsecond))
 	// The tick has all of it, whatever events have told.
 	w.clock.Step(time.Millisecond)
 	w.c.AddEvent(&ebpf.Event{Victim: b})
@@ -415,6 +416,30 @@ func TestEventsTellWhereWaitsWent(t *testing.T) {
 	blame("an event of a tick", s.Events[0].Blame, s.Containers[1].Wait.Blame...)
 	wait(5*time.Millisecond, ebpf.SlotKernel)
 	blame("since the next tick", event(ebpf.Event{}), of(signal.CulpritKernel, 5*time.Millisecond))
+}
+
+// Samples are in whole microseconds, and what is left over comes with the next.
+func TestNoNanosecondIsLost(t *testing.T) {
+	w := newWorld(t, "v2", 16)
+	w.group("/pods/a/x", use{})
+	w.c.SetPods([]signal.Pod{podOf("a", "x")}, online("a"))
+	w.tick(tick)
+	victim := w.id("/pods/a/x")
+	var sum, blamed []uint64
+	for range 4 {
+		w.tracer.dispatch(victim, 700, ebpf.SlotKernel)
+		s := &w.tick(tick).Containers[0].Wait
+		sum = append(sum, s.SumNS)
+		for _, b := range s.Blame {
+			blamed = append(blamed, b.NS)
+		}
+	}
+	if want := []uint64{0, 1000, 1000, 0}; !slices.Equal(sum, want) {
+		t.Errorf("sums %v, want %v", sum, want)
+	}
+	if want := []uint64{1000, 1000}; !slices.Equal(blamed, want) {
+		t.Errorf("blame %v, want %v", blamed, want)
+	}
 }
 
 func TestPodsComeAndGo(t *testing.T) {

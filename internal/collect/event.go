@@ -99,8 +99,9 @@ func (c *Collector) eventBlame(f *frame, slot ebpf.Slot) []signal.Blame {
 	}
 	from := len(f.blame)
 	for i := range c.slots.high {
-		if ns := grown(c.row[i], ct.heard[i]); ns != 0 {
-			ct.heard[i] = c.row[i]
+		total := wholeMicros(c.row[i])
+		if ns := grown(total, ct.heard[i]); ns != 0 {
+			ct.heard[i] = total
 			f.blame = append(f.blame, signal.Blame{Culprit: c.culprit(ebpf.Slot(i)), NS: ns})
 		}
 	}
@@ -112,7 +113,7 @@ func (c *Collector) eventBlame(f *frame, slot ebpf.Slot) []signal.Blame {
 func (c *Collector) partsBlame(f *frame, parts []ebpf.Part) []signal.Blame {
 	from := len(f.blame)
 	for _, p := range parts {
-		f.blame = append(f.blame, signal.Blame{Culprit: c.culprit(p.Slot), NS: p.NS})
+		f.blame = append(f.blame, signal.Blame{Culprit: c.culprit(p.Slot), NS: wholeMicros(p.NS)})
 	}
 	f.blame = merge(f.blame, from)
 	return f.blame[from:len(f.blame):len(f.blame)]

@@ -319,10 +319,10 @@ func (c *Collector) podBroken(ct *container, err error) {
 // cpuDelta is what the counters have grown by. A v1 counter can be set back by writing to it; then nothing is known.
 func cpuDelta(now, before cgroup.CPUStat) cgroup.CPUStat {
 	return cgroup.CPUStat{
-		UsageNS:          grown(now.UsageNS, before.UsageNS),
+		UsageNS:          grown(wholeMicros(now.UsageNS), wholeMicros(before.UsageNS)),
 		Periods:          grown(now.Periods, before.Periods),
 		ThrottledPeriods: grown(now.ThrottledPeriods, before.ThrottledPeriods),
-		ThrottledNS:      grown(now.ThrottledNS, before.ThrottledNS),
+		ThrottledNS:      grown(wholeMicros(now.ThrottledNS), wholeMicros(before.ThrottledNS)),
 	}
 }
 

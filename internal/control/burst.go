@@ -27,6 +27,11 @@ type Burst struct {
 	at    []*bursting          // by index into Containers; nil for what was never throttled
 	byID  map[uint32]*bursting // by ContainerID
 	notes []Note
+
+	settled bool // no burst began or ended since Wants was last called
+	wanted  bool // it wanted something
+	percent int64
+	able    bool
 }
 
 // bursting is an online container that has been throttled.
@@ -69,13 +74,13 @@ func (b *Burst) Step(in *Input) {
 		}
 		switch {
 		case !t.on && s.ThrottledPeriods > 0 && s.QuotaUS > 0:
-			t.on = true
+			t.on, b.settled = true, false
 			b.note(in, i, RuleBurst, "throttled by its own quota")
 		case t.on && s.QuotaUS <= 0:
-			t.on = false
+			t.on, b.settled = false, false
 			b.note(in, i, RuleBurstEnd, "it has no quota any more")
 		case t.on && in.Now-t.throttled >= t.quiet:
-			t.on = false
+			t.on, b.settled = false, false
 			b.note(in, i, RuleBurstEnd, "not throttled for "+t.quiet.String())
 			t.quiet = min(2*t.quiet, burstQuietMax)
 		}
@@ -84,6 +89,7 @@ func (b *Burst) Step(in *Input) {
 
 // sync follows containers to their new indexes and forgets those that are gone or no longer online.
 func (b *Burst) sync(in *Input) {
+	b.settled = false
 	if b.byID == nil {
 		b.byID = make(map[uint32]*bursting)
 	}
@@ -113,12 +119,25 @@ func (b *Burst) note(in *Input, i int, rule, text string) {
 		Text: pod.Containers[in.Containers[i].Container].Name + ": " + text})
 }
 
+// Settled reports whether Wants would give the same as when it was last called. Quotas may change with every tick.
+func (b *Burst) Settled(in *Input) bool {
+	return b.settled && b.percent == burstPercent(in) && b.able == in.Node.Caps.CPUBurst && !(b.wanted && in.tick())
+}
+
+// burstPercent is how much of a quota may be saved up. The kernel takes no burst above the quota.
+func burstPercent(in *Input) int64 { return int64(min(in.Spec.CPU.Burst.Percent, 100)) }
+
 // Wants appends the complete list of what the controller wants.
 func (b *Burst) Wants(in *Input, dst []knob.Want) []knob.Want {
-	percent := int64(min(in.Spec.CPU.Burst.Percent, 100)) // the kernel takes no burst above the quota
-	if percent <= 0 || !in.Node.Caps.CPUBurst || len(b.byID) == 0 {
-		return dst
+	had, percent := len(dst), burstPercent(in)
+	if b.percent, b.able = percent, in.Node.Caps.CPUBurst; percent > 0 && b.able && len(b.byID) > 0 {
+		dst = b.wants(in, percent, dst)
 	}
+	b.settled, b.wanted = true, len(dst) > had
+	return dst
+}
+
+func (b *Burst) wants(in *Input, percent int64, dst []knob.Want) []knob.Want {
 	for pod := range in.Pods {
 		if in.Class[pod] != policy.Online {
 			continue

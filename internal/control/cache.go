@@ -82,6 +82,7 @@ func (c *RDT) deserve(in *Input, v *judge.Verdict) {
 		return
 	}
 	o.n, o.at, o.cpi, o.seen = n, in.Now, v.CPI.CPI, false
+	c.settled = false
 	c.notes = append(c.notes, Note{At: in.Now, Owner: OwnerCache, Rule: RuleOwnWays, Pod: o.key, To: Grant{Ways: n}, CPI: v.CPI.CPI, CPIFence: v.CPI.CPIFence})
 }
 
@@ -111,5 +112,5 @@ func (c *RDT) protect(in *Input) {
 
 func (c *RDT) disown(in *Input, o *owner, rule, why string) {
 	c.notes = append(c.notes, Note{At: in.Now, Owner: OwnerCache, Rule: rule, Pod: o.key, From: Grant{Ways: o.n}, Text: why})
-	o.n = 0
+	o.n, c.settled = 0, false
 }

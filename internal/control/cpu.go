@@ -63,6 +63,12 @@ type CPU struct {
 
 	trials int      // how many are open
 	spare  []*trial // for use again
+	frozen int      // how many pods are
+
+	settled bool          // Wants, and all grants, are as they were when Wants was last called, as far as basis says
+	basis   basis         // what Wants went by
+	retry   time.Duration // when the first idle rung that was refused may be tried again; 0: there is none
+	narrow  int           // how many pods Wants keeps to some of their cores
 
 	scratch  judge.Tally
 	notes    []Note
@@ -90,6 +96,8 @@ type offline struct {
 	ice       ice
 
 	refused [len(rungs)]refusal // by index into rungs
+	within  cpuset.Set          // what it was allowed when Wants last made a mask of its cores ...
+	alike   bool                // ... and whether that was the same for all of its containers
 
 	ownLimit int64 // thousandths of a CPU: limit of its own before we set one; 0: none
 	pairs    []pair
@@ -108,6 +116,9 @@ var rungs = [...]struct {
 	rung policy.Rung
 	knob knob.Kind
 }{{policy.RungIdle, knob.CPUIdle}, {policy.RungCPUs, knob.CPUSet}, {policy.RungQuota, knob.CPUQuota}, {policy.RungFreeze, knob.Freeze}}
+
+// idleRung is the first of rungs.
+const idleRung = 0
 
 // ice is the state of the freezer.
 type ice struct {
@@ -160,6 +171,9 @@ func (c *CPU) Blamed(id uint32) time.Duration {
 // Wake is when the next step is wanted at the latest; 0: no wish.
 func (c *CPU) Wake() time.Duration {
 	wake := time.Duration(0)
+	if c.frozen == 0 {
+		return wake
+	}
 	for _, p := range c.pods {
 		if p != nil && p.grant.Frozen && (wake == 0 || p.ice.thaw < wake) {
 			wake = p.ice.thaw
@@ -174,6 +188,9 @@ func (c *CPU) Step(in *Input) {
 	hotplug := c.machine.update(&in.Node.Topology)
 	if in.Changed {
 		c.sync(in)
+	}
+	if in.Changed || hotplug {
+		c.settled = false
 	}
 	c.concede(in)
 	if in.Changed || hotplug || in.tick() {
@@ -252,6 +269,12 @@ func (c *CPU) sync(in *Input) {
 				c.close(&p.pairs[i])
 			}
 			delete(c.byID, id)
+		}
+	}
+	c.frozen = 0
+	for _, p := range c.pods {
+		if p != nil && p.grant.Frozen {
+			c.frozen++
 		}
 	}
 	c.guard(in)
@@ -403,6 +426,7 @@ func (c *CPU) refuse(in *Input, p *offline, rung int, reason string) {
 	}
 	f.wait = min(max(2*f.wait, refusedMin), pauseMax)
 	f.until = in.Now + f.wait
+	c.settled = false
 	name := rungs[rung].rung
 	to := p.grant.lift(name)
 	c.note(in, p, Note{Rule: RuleSkip, To: to, Pause: f.wait, Text: "rung " + string(name) + ": " + reason})
@@ -428,6 +452,9 @@ func (p *offline) refuses(in *Input, r policy.Rung) bool {
 
 // thaw ends what has been frozen for long enough, whatever else happens.
 func (c *CPU) thaw(in *Input) {
+	if c.frozen == 0 {
+		return
+	}
 	for _, p := range c.pods {
 		if p == nil || !p.grant.Frozen || in.Now < p.ice.thaw {
 			continue
@@ -834,7 +861,14 @@ func (c *CPU) release(in *Input) {
 
 // set gives a pod a grant.
 func (c *CPU) set(p *offline, g Grant, rule string) {
-	p.grant, p.rule = g, rule
+	if g.Frozen != p.grant.Frozen {
+		if g.Frozen {
+			c.frozen++
+		} else {
+			c.frozen--
+		}
+	}
+	p.grant, p.rule, c.settled = g, rule, false
 	if g == (Grant{}) {
 		p.victim, p.owed, p.owing = "", Grant{}, false
 		for i := range p.pairs {
@@ -862,8 +896,41 @@ func (c *CPU) skip(in *Input, what string) {
 	c.notes = append(c.notes, Note{At: in.Now, Owner: OwnerCPU, Rule: RuleSkip, Text: what})
 }
 
+// basis is what Wants goes by apart from grants.
+type basis struct {
+	posture      policy.Posture
+	period       time.Duration
+	idle, nested bool // capabilities
+}
+
+func basisOf(in *Input) basis {
+	caps := &in.Node.Caps
+	return basis{in.Spec.CPU.Posture, in.Spec.CPU.Quota.Period.D(), caps.CPUIdle, caps.NestedLimits}
+}
+
+// Settled reports whether Wants would give the same as when it was last called, and Grant the same for every pod: with hundreds of pods, which
+// are mostly left as they are, making the list and comparing it would be a large part of a step.
+func (c *CPU) Settled(in *Input) bool {
+	if !c.settled || c.basis != basisOf(in) || c.retry != 0 && in.Now >= c.retry {
+		return false
+	}
+	if c.narrow == 0 || !in.tick() { // on events containers are as the last tick saw them
+		return true
+	}
+	for i, p := range c.pods {
+		if p == nil || p.blocked != "" || p.grant.Cores == 0 {
+			continue
+		}
+		if s, ok := allowed(in, i); ok != p.alike || s != p.within {
+			return false
+		}
+	}
+	return true
+}
+
 // Wants appends the complete list of what the controller wants.
 func (c *CPU) Wants(in *Input, dst []knob.Want) []knob.Want {
+	c.settled, c.basis, c.retry, c.narrow = true, basisOf(in), 0, 0
 	idle, weight := standing(in)
 	period := int64(in.Spec.CPU.Quota.Period.D() / time.Microsecond)
 	for i, p := range c.pods {
@@ -874,6 +941,9 @@ func (c *CPU) Wants(in *Input, dst []knob.Want) []knob.Want {
 		w.Cgroup = in.Pods[i].Cgroup
 		switch g := p.grant; {
 		case idle && p.refuses(in, policy.RungIdle):
+			if until := p.refused[idleRung].until; c.retry == 0 || until < c.retry {
+				c.retry = until
+			}
 			dst = append(dst, want(w, knob.CPUWeight, knob.Value{N: 1}))
 		case idle:
 			dst = append(dst, want(w, knob.CPUIdle, knob.Value{N: 1}))
@@ -892,7 +962,10 @@ func (c *CPU) Wants(in *Input, dst []knob.Want) []knob.Want {
 		groups := c.limited(in, i)
 		if p.grant.Cores > 0 {
 			// Never empty: without an allowed CPU that is online there is nothing to say.
-			if s, ok := allowed(in, i); ok {
+			s, ok := allowed(in, i)
+			p.within, p.alike = s, ok
+			c.narrow++
+			if ok {
 				if mask := c.machine.mask(p.grant.Cores, s); !mask.Empty() {
 					for _, w.Cgroup = range groups {
 						dst = append(dst, want(w, knob.CPUSet, knob.Value{CPUs: mask}))

@@ -35,6 +35,9 @@ type RDT struct {
 	blind     bool          // nothing at all is known of anybody online ...
 	blindFrom time.Duration // ... since then
 
+	settled bool // limits and owned ways are what they were when Shares was last called
+	caps    signal.Capabilities
+
 	notes []Note
 	pleas []Plea
 	said  [resources]string // why a resource cannot be cut here, as was said last
@@ -161,6 +164,7 @@ func (c *RDT) sync(in *Input) {
 	for _, o := range c.owns {
 		o.pod = -1
 	}
+	c.settled = false
 	c.pods, c.own, c.names, c.shut = c.pods[:0], c.own[:0], c.names[:0], c.shut[:0]
 	for i, id := range in.PodID {
 		c.names = append(c.names, in.Pods[i].Key())
@@ -262,7 +266,7 @@ func (c *RDT) refit(in *Input) {
 			}
 			if to != n {
 				c.note(in, p, r, Note{Rule: RulePolicy, Text: "policy or machine changed"}, to)
-				p.set(r, to, RulePolicy)
+				c.set(p, r, to, RulePolicy)
 			}
 		}
 	}
@@ -405,7 +409,7 @@ func (c *RDT) takeBack(in *Input, v *judge.Verdict, p *sharer, pr *sharing) {
 		to, pause := int(l.ascent.before), l.relapse(in)
 		c.note(in, p, r, Note{Rule: RuleRegrowUndo, Victim: c.names[v.Pod], CPI: v.CPI.CPI, CPIFence: v.CPI.CPIFence, Belief: pr.belief, Pause: pause}, to)
 		l.cut, l.ascent.grown, p.lastCut, p.named, l.victim = in.Now, false, in.Now, in.Now, c.names[v.Pod]
-		p.set(r, to, RuleRegrowUndo)
+		c.set(p, r, to, RuleRegrowUndo)
 	}
 }
 
@@ -474,7 +478,7 @@ func (c *RDT) cut(in *Input, p *sharer, v *judge.Verdict, s judge.Share) outcome
 			Belief: pr.belief, Pause: pause}, to)
 		p.limit[r].cut, p.limit[r].ascent.grown, p.lastCut = in.Now, false, in.Now
 		p.limit[r].victim = c.names[v.Pod]
-		p.set(r, to, rule)
+		c.set(p, r, to, rule)
 		return done
 	}
 	return exhausted
@@ -647,7 +651,7 @@ func (c *RDT) refute(in *Input, p *sharer, pr *sharing, cpi uint64) {
 	c.note(in, p, t.resource, n, to)
 	if t.resource != cores && to != p.limit[t.resource].n {
 		p.limit[t.resource].ascent.grown = false
-		p.set(t.resource, to, RuleTakeBack)
+		c.set(p, t.resource, to, RuleTakeBack)
 	}
 	p.lastCut = never // the next resource may be tried at once
 }
@@ -729,7 +733,7 @@ func (c *RDT) regrow(in *Input) {
 			for i := range p.pairs {
 				p.pairs[i].looked, p.pairs[i].near = 0, 0
 			}
-			p.set(r, to, RuleRegrow)
+			c.set(p, r, to, RuleRegrow)
 			break
 		}
 	}
@@ -755,7 +759,7 @@ func (c *RDT) release(in *Input) {
 			if p.limit[r].n != 0 {
 				c.note(in, p, r, Note{Rule: RuleRelease, Text: "no counters of any online container"}, 0)
 				p.limit[r].ascent.grown = false
-				p.set(r, 0, RuleRelease)
+				c.set(p, r, 0, RuleRelease)
 			}
 		}
 	}
@@ -767,7 +771,8 @@ func (c *RDT) release(in *Input) {
 }
 
 // set gives a pod a limit.
-func (p *sharer) set(r resource, n int, rule string) {
+func (c *RDT) set(p *sharer, r resource, n int, rule string) {
+	c.settled = false
 	l := &p.limit[r]
 	l.n, l.rule = n, rule
 	if n == 0 {
@@ -795,10 +800,14 @@ func (c *RDT) note(in *Input, p *sharer, r resource, n Note, to int) {
 	c.notes = append(c.notes, n)
 }
 
+// Settled reports whether Shares would give the same as when it was last called, and Limits the same for every pod.
+func (c *RDT) Settled(in *Input) bool { return c.settled && c.caps == in.Node.Caps }
+
 // Shares appends what the two controllers want for every pod that is online or offline. It is empty where nothing can be controlled or
 // monitored.
 func (c *RDT) Shares(in *Input, dst []knob.Share) []knob.Share {
 	caps := &in.Node.Caps
+	c.settled, c.caps = true, *caps
 	if !caps.CacheAllocation && !caps.BandwidthAllocation && !caps.CacheMonitoring && !caps.BandwidthMonitoring {
 		return dst
 	}

@@ -66,9 +66,8 @@ type State struct {
 
 	shares []knob.Share
 	mode   policy.Mode
-	raw    []knob.Want // what the controllers want, in their order, this step
-	prior  []knob.Want // and the step before
-	plan   []knob.Want // sorted, no target twice
+	wants  [2]wants    // of the controllers of CPU and burst
+	plan   []knob.Want // all of them, sorted, no target twice
 	notes  []control.Note
 	grant  []control.Grant
 	view   judge.View
@@ -105,13 +104,18 @@ func (s *State) Step(snap *signal.Snapshot, pol Policy) Decision {
 	s.burst.Step(&s.input)
 	s.notes = append(append(append(s.notes[:0], s.cpu.Notes()...), s.burst.Notes()...), s.rdt.Notes()...)
 
+	cpu, rdt := !s.cpu.Settled(&s.input), !s.rdt.Settled(&s.input)
+	if cpu || rdt {
+		s.grants(len(snap.Pods))
+	}
+	if rdt {
+		s.shares = s.rdt.Shares(&s.input, s.shares[:0])
+	}
 	d := Decision{
-		Spec: spec, Class: s.roster.class, ClassRule: s.roster.rule, Grant: s.grants(len(snap.Pods)),
+		Spec: spec, Class: s.roster.class, ClassRule: s.roster.rule, Grant: s.grant, Shares: s.shares,
 		Verdicts: verdicts, Findings: findings, Wake: s.cpu.Wake(),
 	}
-	s.shares = s.rdt.Shares(&s.input, s.shares[:0])
-	d.Shares = s.shares
-	d.Changed = s.merge(snap) || turned
+	d.Changed = s.merge(snap, cpu) || turned
 	d.Notes = s.notes
 	if spec.Mode == policy.Enforce {
 		d.Plan = s.plan
@@ -123,25 +127,33 @@ func (s *State) Step(snap *signal.Snapshot, pol Policy) Decision {
 	return d
 }
 
-func (s *State) grants(pods int) []control.Grant {
+// wants is what a controller wants, in its order, now and before.
+type wants struct{ now, before []knob.Want }
+
+func (s *State) grants(pods int) {
 	s.grant = s.grant[:0]
 	for i := range pods {
 		g := s.cpu.Grant(i)
 		g.Ways, g.MB = s.rdt.Limits(i)
 		s.grant = append(s.grant, g)
 	}
-	return s.grant
 }
 
-// merge makes one plan of what the controllers want and reports whether it differs from the step before.
-func (s *State) merge(snap *signal.Snapshot) bool {
-	s.raw, s.prior = s.prior[:0], s.raw
-	s.raw = s.cpu.Wants(&s.input, s.raw)
-	s.raw = s.burst.Wants(&s.input, s.raw)
-	if slices.Equal(s.raw, s.prior) {
+// merge makes one plan of what the controllers want and reports whether it differs from the step before. cpu says that what the CPU controller
+// wants may have changed.
+func (s *State) merge(snap *signal.Snapshot, cpu bool) (changed bool) {
+	if w := &s.wants[0]; cpu {
+		w.now, w.before = s.cpu.Wants(&s.input, w.before[:0]), w.now
+		changed = !slices.Equal(w.now, w.before)
+	}
+	if w := &s.wants[1]; !s.burst.Settled(&s.input) {
+		w.now, w.before = s.burst.Wants(&s.input, w.before[:0]), w.now
+		changed = changed || !slices.Equal(w.now, w.before)
+	}
+	if !changed {
 		return false
 	}
-	s.plan = append(s.plan[:0], s.raw...)
+	s.plan = append(append(s.plan[:0], s.wants[0].now...), s.wants[1].now...)
 	slices.SortStableFunc(s.plan, func(a, b knob.Want) int {
 		return cmp.Or(strings.Compare(a.Cgroup, b.Cgroup), cmp.Compare(a.Kind, b.Kind))
 	})

@@ -120,7 +120,7 @@ type WaitSample struct {
 	At        time.Duration // when read; 0: not measured (no eBPF, or no slot)
 	Span      time.Duration // the time that the counts below cover
 	Count     uint64        // dispatches
-	SumNS     uint64        // total wait, ns
+	SumNS     uint64        // total wait, ns; in whole µs, what is left over counts in the next sample
 	Preempted uint64        // times a task was put off a CPU while it could still run
 	Buckets   []Bucket      // non-empty buckets of package histogram, ascending
 	Blame     []Blame       // where the longer waits (over the walk threshold) went; online containers only; ascending culprit
@@ -148,7 +148,7 @@ const (
 // Own reports whether culprit c, blamed by the container at index victim, is the victim itself.
 func (c Culprit) Own(victim int) bool { return int(c) == victim }
 
-// Blame is the part of a container's wait during which culprit ran.
+// Blame is the part of a container's wait during which culprit ran, in whole µs as WaitSample.SumNS.
 type Blame struct {
 	Culprit Culprit
 	NS      uint64

@@ -128,20 +128,6 @@ func (r *recordType) schema() []partSchema {
 	return out
 }
 
-// streams is what steps are written into: flags and small numbers, values, histograms, and what comes seldom. Things of a kind compress
-// better together.
-type streams struct {
-	ctl, val, hist, rare []byte
-}
-
-func (s *streams) reset() {
-	s.ctl, s.val, s.hist, s.rare = s.ctl[:0], s.val[:0], s.hist[:0], s.rare[:0]
-}
-
-func (s *streams) all() [numStreams][]byte { return [numStreams][]byte{s.ctl, s.val, s.hist, s.rare} }
-
-const numStreams = 4
-
 // differs reports whether the part of a is another than that of b.
 func (p *part) differs(a, b unsafe.Pointer) bool {
 	for i := range p.leaves {
@@ -169,7 +155,6 @@ func (p *part) append(s *streams, cur, base unsafe.Pointer, now uint64) bool {
 		return false
 	}
 	var mask uint64
-	val := s.val
 	var wasAt uint64
 	for i := range p.leaves {
 		l := &p.leaves[i]
@@ -177,7 +162,7 @@ func (p *part) append(s *streams, cur, base unsafe.Pointer, now uint64) bool {
 		if !l.scalar {
 			if !l.t.Equal(a, b) {
 				mask |= 1 << i
-				s.rare = l.t.Append(s.rare, a)
+				s.b[streamRare] = l.t.Append(s.b[streamRare], a)
 				l.t.Copy(b, a)
 			}
 			continue
@@ -196,39 +181,22 @@ func (p *part) append(s *streams, cur, base unsafe.Pointer, now uint64) bool {
 		if v != foretold {
 			mask |= 1 << i
 			if !l.toggle {
-				val = binary.AppendUvarint(val, wire.Zigzag(int64(v-foretold)))
+				s.signed(streamValueSize, int64(v-foretold))
 			}
 		}
 		l.t.Store(b, v)
 	}
-	s.val = val
-	s.ctl = binary.AppendUvarint(s.ctl, mask)
+	s.b[streamLeaves] = binary.AppendUvarint(s.b[streamLeaves], mask)
 	return true
 }
-
-// source is the streams of a frame on the way back.
-type source struct {
-	ctl, val, hist, rare wire.Source
-}
-
-func (s *source) err() error {
-	for _, err := range [...]error{s.ctl.Err(), s.val.Err(), s.hist.Err(), s.rare.Err()} {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (s *source) left() int { return s.ctl.Left() + s.val.Left() + s.hist.Left() + s.rare.Left() }
 
 var errRange = errors.New("a value does not fit where it belongs")
 
 // decode reads what append has written. p holds the value before.
 func (p *part) decode(s *source, at unsafe.Pointer, now uint64) {
-	mask := s.ctl.Uvarint()
+	mask := s.s[streamLeaves].Uvarint()
 	if mask>>len(p.leaves) != 0 {
-		s.ctl.Fail(errors.New("a value that the schema does not know has changed"))
+		s.s[streamLeaves].Fail(errors.New("a value that the schema does not know has changed"))
 		return
 	}
 	var wasAt uint64
@@ -238,7 +206,7 @@ func (p *part) decode(s *source, at unsafe.Pointer, now uint64) {
 		special := p.foretold>>i&1 != 0
 		to := unsafe.Add(at, l.offset)
 		if !l.scalar {
-			if err := l.d.Decode(&s.rare, to); err != nil {
+			if err := l.d.Decode(&s.s[streamRare], to); err != nil {
 				return
 			}
 			continue
@@ -262,10 +230,10 @@ func (p *part) decode(s *source, at unsafe.Pointer, now uint64) {
 			}
 		}
 		if mask>>i&1 != 0 {
-			v += uint64(s.val.Varint())
+			v += uint64(s.signed(streamValueSize))
 		}
 		if l.t != nil && !l.t.Store(to, v) {
-			s.val.Fail(errRange)
+			s.s[streamValueSize].Fail(errRange)
 		}
 	}
 }

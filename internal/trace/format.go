@@ -17,8 +17,8 @@ import (
 const (
 	magic        = "QOSTRACE"
 	trailerMagic = "QOSINDEX"
-	// Format is the version that is written, and the newest that is read.
-	Format = 1
+	// Format is the version that is written, and the only one that is read.
+	Format = 2
 
 	preambleLen = 16
 	headerLen   = 48
@@ -132,6 +132,9 @@ func (e *FormatError) Unwrap() error { return e.Err }
 // ErrNewer says that a file is of a format that came after this program.
 var ErrNewer = errors.New("recorded in a newer format")
 
+// ErrOlder says that a file is of a format that this program no longer reads.
+var ErrOlder = errors.New("recorded in an older format")
+
 // ErrNotTrace says that a file is no recording at all.
 var ErrNotTrace = errors.New("not a recording of qos-agent")
 
@@ -142,8 +145,11 @@ func checkPreamble(b []byte) error {
 	if binary.LittleEndian.Uint32(b[12:]) != crc32.Checksum(b[:12], castagnoli) {
 		return fmt.Errorf("%w: the checksum of its first bytes is wrong", ErrNotTrace)
 	}
-	if v := binary.LittleEndian.Uint32(b[8:]); v != Format {
-		return fmt.Errorf("%w: %d, and this qos-agent reads up to %d; use a newer one", ErrNewer, v, Format)
+	switch v := binary.LittleEndian.Uint32(b[8:]); {
+	case v > Format:
+		return fmt.Errorf("%w: %d, and this qos-agent reads %d; use a newer one", ErrNewer, v, Format)
+	case v < Format:
+		return fmt.Errorf("%w: %d, and this qos-agent reads %d; use the qos-agent that recorded it", ErrOlder, v, Format)
 	}
 	return nil
 }

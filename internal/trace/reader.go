@@ -13,8 +13,6 @@ import (
 	"time"
 	"unsafe"
 
-	"github.com/klauspost/compress/zstd"
-
 	"github.com/qos-agent/qos-agent/internal/decide"
 	"github.com/qos-agent/qos-agent/internal/policy"
 	"github.com/qos-agent/qos-agent/internal/signal"
@@ -27,7 +25,7 @@ type Reader struct {
 	in     io.ReaderAt
 	closer io.Closer
 	size   int64
-	zstd   *zstd.Decoder
+	unpack *unpacker
 	info   Info
 	plan   plan
 	index  []IndexEntry
@@ -45,6 +43,7 @@ type Reader struct {
 	s        source
 	buf      []byte
 	streams  [numStreams][]byte
+	bytes    [numStreams]StreamBytes
 	hasBase  bool
 	state    []byte
 	hasState bool
@@ -111,11 +110,11 @@ func Open(file string) (*Reader, error) {
 
 // NewReader reads size bytes of in; name is for messages.
 func NewReader(name string, in io.ReaderAt, size int64) (*Reader, error) {
-	z, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxRaw), zstd.WithDecodeAllCapLimit(true))
+	u, err := newUnpacker()
 	if err != nil {
 		return nil, fmt.Errorf("trace: %w", err)
 	}
-	r := &Reader{name: name, in: in, size: size, zstd: z, offset: preambleLen, zones: map[zone]*time.Location{}}
+	r := &Reader{name: name, in: in, size: size, unpack: u, offset: preambleLen, zones: map[zone]*time.Location{}}
 	first := make([]byte, min(preambleLen, size))
 	if _, err := in.ReadAt(first, 0); err != nil && !errors.Is(err, io.EOF) {
 		return nil, r.fail(-1, 0, err)
@@ -148,7 +147,7 @@ func NewReader(name string, in io.ReaderAt, size int64) (*Reader, error) {
 
 // Close lets go of the file and the memory for decompression.
 func (r *Reader) Close() error {
-	r.zstd.Close()
+	r.unpack.zstd.Close()
 	if r.closer != nil {
 		return r.closer.Close()
 	}
@@ -185,6 +184,20 @@ func (r *Reader) Index() []IndexEntry { return r.index }
 
 // Policies are all that the file refers to.
 func (r *Reader) Policies() []*policy.Compiled { return r.policies }
+
+// StreamBytes is what a stream takes in a file, and what it is before compression.
+type StreamBytes struct{ Packed, Raw int64 }
+
+// Bytes is what each stream takes in the frames of steps that have been read so far; see StreamName. Headers, policies and checkpoints
+// are the rest of the file.
+func (r *Reader) Bytes() []StreamBytes {
+	out := slices.Clone(r.bytes[:streamBuckets+1])
+	for _, b := range r.bytes[streamBuckets+1:] {
+		out[streamBuckets].Packed += b.Packed
+		out[streamBuckets].Raw += b.Raw
+	}
+	return out
+}
 
 // Range is the time of the first step and, as far as it can be told without reading everything, of the last.
 func (r *Reader) Range() (first, last time.Time, err error) {
@@ -434,7 +447,7 @@ func (r *Reader) Next() (*Step, error) {
 				return nil, r.fail(r.frames-1, r.at, err)
 			}
 		case frameState:
-			if r.state, err = r.unpackOne(r.state, b); err != nil {
+			if r.state, err = r.unpack.whole(r.state, b); err != nil {
 				return nil, r.fail(r.frames-1, r.at, fmt.Errorf("checkpoint: %w", err))
 			}
 			r.hasState = true
@@ -475,59 +488,23 @@ func (r *Reader) open(b []byte) error {
 	src := wire.NewSource(b, 0)
 	for i := range r.streams {
 		var err error
-		if r.streams[i], err = r.unpack(r.streams[i], &src); err != nil {
-			return err
+		from := src.Pos()
+		if r.streams[i], err = r.unpack.stream(r.streams[i], &src); err != nil {
+			return fmt.Errorf("%s: %w", StreamName(i), err)
 		}
+		r.bytes[i].Packed += int64(src.Pos() - from)
+		r.bytes[i].Raw += int64(len(r.streams[i]))
 	}
 	if src.Left() != 0 {
 		return errors.New("there is more in it than its streams")
 	}
-	r.s = source{ctl: wire.NewSource(r.streams[0], 0), val: wire.NewSource(r.streams[1], 0), hist: wire.NewSource(r.streams[2], 0),
-		rare: wire.NewSource(r.streams[3], maxMemory)}
-	if r.header.steps == 0 || int(r.header.steps) > len(r.streams[0]) {
-		return fmt.Errorf("%d steps in %d bytes", r.header.steps, len(r.streams[0]))
+	// A step has three bytes of flags at least.
+	if n := len(r.streams[streamStep]); r.header.steps == 0 || int(r.header.steps) > n {
+		return fmt.Errorf("%d steps in %d bytes", r.header.steps, n)
 	}
+	r.s.open(&r.streams)
 	r.left = r.header.steps
 	return nil
-}
-
-func (r *Reader) unpackOne(dst, b []byte) ([]byte, error) {
-	src := wire.NewSource(b, 0)
-	dst, err := r.unpack(dst, &src)
-	if err == nil && src.Left() != 0 {
-		err = errors.New("there is more in it than it says")
-	}
-	return dst, err
-}
-
-func (r *Reader) unpack(dst []byte, src *wire.Source) ([]byte, error) {
-	raw, packed := src.Uvarint(), src.Uvarint()
-	if packed == 0 {
-		dst = append(dst[:0], src.Bytes(int(min(raw, maxRaw)))...)
-		return dst, src.Err()
-	}
-	if raw > maxRaw {
-		return dst, fmt.Errorf("%d bytes: no more than %d are believed", raw, maxRaw)
-	}
-	b := src.Bytes(int(min(packed, maxRaw)))
-	if src.Err() != nil {
-		return dst, src.Err()
-	}
-	if uint64(cap(dst)) < raw {
-		// What is claimed is only believed as far as the compressed bytes could possibly hold it.
-		if raw > 1<<20 && raw > uint64(len(b))*20_000 {
-			return dst, fmt.Errorf("%d bytes out of %d", raw, len(b))
-		}
-		dst = make([]byte, 0, raw+raw/4)
-	}
-	out, err := r.zstd.DecodeAll(b, dst[:0:raw])
-	if err != nil {
-		return dst, fmt.Errorf("decompress: %w", err)
-	}
-	if uint64(len(out)) != raw {
-		return dst, fmt.Errorf("%d bytes after decompression, not %d", len(out), raw)
-	}
-	return out, nil
 }
 
 // decode reads one step.
@@ -538,7 +515,7 @@ func (r *Reader) decode() error {
 	if r.hasState {
 		step.State, r.hasState = r.state, false
 	}
-	flags := s.ctl.Uvarint()
+	flags := s.s[streamStep].Uvarint()
 	if flags >= stepFlags {
 		return fmt.Errorf("flags %#x are not known", flags)
 	}
@@ -549,20 +526,20 @@ func (r *Reader) decode() error {
 
 	snap.Seq = b.seq + 1
 	if flags&stepSeq != 0 {
-		snap.Seq = s.val.Uvarint()
+		snap.Seq = s.number(streamStepSize)
 	}
-	passed := s.val.Varint()
+	passed := s.signed(streamStepSize)
 	snap.Now = b.now + time.Duration(passed)
-	wall := b.wall + passed + s.val.Varint()
+	wall := b.wall + passed + s.signed(streamStepSize)
 	if !event && b.ticked != 0 {
 		snap.Elapsed = snap.Now - b.ticked
 	}
 	if flags&stepElapsed != 0 {
-		snap.Elapsed = time.Duration(s.val.Varint())
+		snap.Elapsed = time.Duration(s.signed(streamStepSize))
 	}
 	snap.PodsGen = b.podsGen
 	if flags&stepGen != 0 {
-		snap.PodsGen += uint64(s.val.Varint())
+		snap.PodsGen += uint64(s.signed(streamStepSize))
 	}
 	if flags&stepNode != 0 {
 		r.record(r.plan.node, unsafe.Pointer(&b.node), snap.Now)
@@ -571,14 +548,14 @@ func (r *Reader) decode() error {
 		r.record(r.plan.lost, unsafe.Pointer(&b.lost), snap.Now)
 	}
 	if flags&stepZone != 0 {
-		b.zone, b.zoneOffset = r.text(), int(s.rare.Varint())
+		b.zone, b.zoneOffset = r.text(), int(s.s[streamRare].Varint())
 		if b.zoneOffset < -24*3600 || b.zoneOffset > 24*3600 {
 			return errors.New("a time zone of more than a day")
 		}
 	}
 	snap.Wall = time.Unix(0, wall).In(r.location(b.zone, b.zoneOffset))
 	if flags&stepPolicy != 0 {
-		b.policy = s.rare.Uvarint()
+		b.policy = s.s[streamRare].Uvarint()
 	}
 	if b.policy > uint64(len(r.policies)) {
 		return fmt.Errorf("policy %d of %d", b.policy, len(r.policies))
@@ -587,7 +564,7 @@ func (r *Reader) decode() error {
 		step.Policy = r.policies[b.policy-1]
 	}
 	if flags&stepDropped != 0 {
-		step.Dropped = s.rare.Uvarint()
+		step.Dropped = s.s[streamRare].Uvarint()
 	}
 	if flags&stepPods != 0 {
 		if err := r.podList(); err != nil {
@@ -600,7 +577,7 @@ func (r *Reader) decode() error {
 	}
 	snap.Refused = nil
 	if flags&stepRefused != 0 {
-		for range s.rare.Count(3) { // each has three lengths there
+		for range s.s[streamRare].Count(3) { // each has three lengths there
 			snap.Refused = append(snap.Refused, signal.Refusal{Cgroup: r.text(), Knob: r.text(), Reason: r.text()})
 		}
 	}
@@ -657,7 +634,7 @@ func (r *Reader) validate(snap *signal.Snapshot) error {
 }
 
 func (r *Reader) text() string {
-	return string(r.s.rare.Bytes(r.s.rare.Count(1)))
+	return string(r.s.s[streamRare].Bytes(r.s.s[streamRare].Count(1)))
 }
 
 func (r *Reader) location(name string, offset int) *time.Location {
@@ -676,13 +653,13 @@ func (r *Reader) location(name string, offset int) *time.Location {
 }
 
 func (r *Reader) record(t *recordType, p unsafe.Pointer, now time.Duration) {
-	mask := r.s.ctl.Byte()
+	mask := r.s.s[streamStep].Byte()
 	for i := 0; mask != 0; i, mask = i+1, mask>>1 {
 		if mask&1 == 0 {
 			continue
 		}
 		if i >= len(t.parts) {
-			r.s.ctl.Fail(errors.New("a part that the schema does not know has changed"))
+			r.s.s[streamStep].Fail(errors.New("a part that the schema does not know has changed"))
 			return
 		}
 		t.parts[i].decode(&r.s, p, uint64(now))
@@ -691,16 +668,16 @@ func (r *Reader) record(t *recordType, p unsafe.Pointer, now time.Duration) {
 
 func (r *Reader) podList() error {
 	b := &r.base
-	n := r.s.rare.Count(1)
+	n := r.s.s[streamRare].Count(1)
 	if n > maxPods {
 		return fmt.Errorf("%d pods", n)
 	}
 	pods := make([]signal.Pod, n) // a new list: whoever has the old one keeps it
 	next := 0
 	for i := range pods {
-		ref := r.s.rare.Uvarint()
+		ref := r.s.s[streamRare].Uvarint()
 		if ref == 0 {
-			if err := r.plan.pod.Decode(&r.s.rare, unsafe.Pointer(&pods[i])); err != nil {
+			if err := r.plan.pod.Decode(&r.s.s[streamRare], unsafe.Pointer(&pods[i])); err != nil {
 				return err
 			}
 			continue
@@ -717,9 +694,9 @@ func (r *Reader) podList() error {
 }
 
 func (r *Reader) readEvents(now time.Duration) {
-	n := r.s.rare.Uvarint()
-	if n > min(maxEvents, uint64(r.s.ctl.Left())) { // each has a byte there
-		r.s.ctl.Fail(wire.ErrShort)
+	n := r.s.s[streamRare].Uvarint()
+	if n > min(maxEvents, uint64(r.s.s[streamStep].Left())) { // each has a byte there
+		r.s.s[streamStep].Fail(wire.ErrShort)
 		return
 	}
 	r.events = r.events[:0]
@@ -730,13 +707,13 @@ func (r *Reader) readEvents(now time.Duration) {
 }
 
 func (r *Reader) ownContainers() error {
-	n := r.s.rare.Count(1)
+	n := r.s.s[streamRare].Count(1)
 	if n > maxContainers {
 		return fmt.Errorf("%d containers", n)
 	}
 	r.own = make([]signal.ContainerSample, n)
 	for i := range r.own {
-		if err := r.plan.whole.Decode(&r.s.rare, unsafe.Pointer(&r.own[i])); err != nil {
+		if err := r.plan.whole.Decode(&r.s.s[streamRare], unsafe.Pointer(&r.own[i])); err != nil {
 			return err
 		}
 		if err := r.validContainer(&r.own[i]); err != nil {
@@ -767,15 +744,15 @@ func (r *Reader) quietContainers() []signal.ContainerSample {
 
 // roster rearranges the containers of the last tick as those of this one.
 func (r *Reader) roster() error {
-	n := r.s.rare.Count(1)
+	n := r.s.s[streamRare].Count(1)
 	if n > maxContainers {
 		return fmt.Errorf("%d containers", n)
 	}
 	out := slices.Grow(r.spare[:0], n)[:n]
-	taken := make([]bool, len(r.containers))
+	taken, waits := make([]bool, len(r.containers)), make([]waitBase, n)
 	next := 0
 	for i := range out {
-		ref := r.s.rare.Uvarint()
+		ref := r.s.s[streamRare].Uvarint()
 		if ref == 0 {
 			out[i] = signal.ContainerSample{}
 			continue
@@ -784,11 +761,11 @@ func (r *Reader) roster() error {
 		if k < 0 || k >= len(r.containers) || taken[k] {
 			return fmt.Errorf("container %d was not there before", k)
 		}
-		out[i], taken[k] = r.containers[k], true
+		out[i], waits[i], taken[k] = r.containers[k], r.base.waits[k], true
 		next = k + 1
 	}
 	clear(r.containers) // what they point to belongs to the new ones
-	r.containers, r.spare = out, r.containers
+	r.containers, r.spare, r.base.waits = out, r.containers, waits
 	return nil
 }
 
@@ -800,7 +777,7 @@ func (r *Reader) readContainers(snap *signal.Snapshot) error {
 	now := uint64(snap.Now)
 	for i := range r.containers {
 		c := &r.containers[i]
-		mask := s.ctl.Byte()
+		mask := s.s[streamParts].Byte()
 		w := &c.Wait
 		if w.At != 0 {
 			w.At, w.Span = snap.Now, snap.Elapsed
@@ -808,6 +785,11 @@ func (r *Reader) readContainers(snap *signal.Snapshot) error {
 			w.Span = 0
 		}
 		w.Count, w.SumNS, w.Preempted, w.Buckets, w.Blame = 0, 0, 0, nil, nil
+		wb := &r.base.waits[i]
+		stream := rateOf(wb.rate)
+		if mask&1 == 0 {
+			wb.smooth(0)
+		}
 		if mask == 0 {
 			continue
 		}
@@ -826,7 +808,7 @@ func (r *Reader) readContainers(snap *signal.Snapshot) error {
 			}
 		}
 		if mask&1 != 0 {
-			if err := r.readWait(w); err != nil {
+			if err := r.readWait(w, wb, stream); err != nil {
 				return err
 			}
 		}
@@ -834,53 +816,65 @@ func (r *Reader) readContainers(snap *signal.Snapshot) error {
 	return nil
 }
 
-func (r *Reader) readWait(w *signal.WaitSample) error {
+// readWait reads a sample, of whose histogram the buckets are in a stream of those.
+func (r *Reader) readWait(w *signal.WaitSample, b *waitBase, stream int) error {
 	s := &r.s
-	flags := s.ctl.Byte()
+	flags := s.s[streamWait].Byte()
 	if flags >= waitFlags {
 		return fmt.Errorf("flags %#x of a wait are not known", flags)
 	}
 	if flags&waitTimes != 0 {
-		w.At += time.Duration(s.val.Varint())
-		w.Span += time.Duration(s.val.Varint())
+		w.At += time.Duration(s.signed(streamValueSize))
+		w.Span += time.Duration(s.signed(streamValueSize))
 	}
 	more := int64(0)
 	if flags&waitCount != 0 {
-		more = s.val.Varint()
+		more = s.signed(streamValueSize)
 	}
 	if flags&waitSum != 0 {
-		w.SumNS = s.val.Uvarint()
+		w.SumNS = uint64(s.signed(streamSumSize))
 	}
 	if flags&waitPreempted != 0 {
-		w.Preempted = s.ctl.Uvarint()
+		w.Preempted = s.s[streamPreempted].Uvarint()
 	}
 	if flags&waitBuckets != 0 {
-		if err := r.readBuckets(w); err != nil {
+		if err := r.readBuckets(w, &b.shape, &s.s[streamBuckets+stream]); err != nil {
 			return err
+		}
+		if flags&waitSum != 0 {
+			w.SumNS += expectedSum(w.Buckets)
 		}
 	}
 	w.Count += uint64(more)
+	b.smooth(w.Count)
 	if flags&waitBlame != 0 {
-		n := s.ctl.Count(1)
+		who := &s.s[streamCulprits]
+		n := s.s[streamBlamed].Uvarint()
+		if n > uint64(who.Left()) { // each has a byte
+			return wire.ErrShort
+		}
 		from := len(r.blame)
 		last := int64(0)
 		for range n {
-			c := s.ctl.Varint() + last
+			c := who.Varint() + last
 			last = c + 1
 			if c < -1<<31 || c >= maxContainers {
 				return errRange
 			}
-			r.blame = append(r.blame, signal.Blame{Culprit: signal.Culprit(c), NS: s.val.Uvarint()})
+			r.blame = append(r.blame, signal.Blame{Culprit: signal.Culprit(c), NS: s.number(streamBlameSize)})
 		}
 		w.Blame = r.blame[from:len(r.blame):len(r.blame)]
 	}
 	return nil
 }
 
-func (r *Reader) readBuckets(w *signal.WaitSample) error {
-	hist := &r.s.hist
-	n := hist.Count(1)
-	next := hist.Uvarint()
+func (r *Reader) readBuckets(w *signal.WaitSample, last *shape, hist *wire.Source) error {
+	last.buckets += int(r.s.s[streamShape].Varint())
+	last.first += int(r.s.s[streamFirst].Varint())
+	n, next := last.buckets, uint64(last.first)
+	if n <= 0 || n > hist.Left() { // each has a byte
+		return wire.ErrShort
+	}
 	from := len(r.buckets)
 	if cap(r.buckets)-from < n {
 		r.buckets = append(make([]signal.Bucket, 0, max(2*cap(r.buckets), from+n)), r.buckets...)
@@ -891,10 +885,10 @@ func (r *Reader) readBuckets(w *signal.WaitSample) error {
 		code := hist.Byte()
 		gap, count := uint64(code>>4), uint64(code&15)
 		if gap == 15 {
-			gap += hist.Uvarint()
+			gap += r.s.number(streamCountSize)
 		}
 		if count == 15 {
-			count += hist.Uvarint()
+			count += r.s.number(streamCountSize)
 		}
 		next += gap
 		if next > 1<<16-1 || count >= 1<<32-1 {
@@ -912,13 +906,13 @@ func (r *Reader) readBuckets(w *signal.WaitSample) error {
 
 // decision takes in what has changed of the decision.
 func (r *Reader) decision() error {
-	mask := r.s.ctl.Uvarint()
+	mask := r.s.s[streamStep].Uvarint()
 	for i := range r.plan.decision {
 		if mask>>i&1 == 0 {
 			continue
 		}
 		f := &r.plan.decision[i]
-		d := r.s.rare.Bytes(8)
+		d := r.s.s[streamRare].Bytes(8)
 		if d == nil {
 			return wire.ErrShort
 		}
@@ -926,7 +920,7 @@ func (r *Reader) decision() error {
 			r.digest[f.index] = binary.LittleEndian.Uint64(d)
 		}
 		if f.d != nil {
-			if err := f.d.Decode(&r.s.rare, unsafe.Add(unsafe.Pointer(&r.decided), f.offset)); err != nil {
+			if err := f.d.Decode(&r.s.s[streamRare], unsafe.Add(unsafe.Pointer(&r.decided), f.offset)); err != nil {
 				return err
 			}
 		}
@@ -938,13 +932,13 @@ func (r *Reader) decision() error {
 }
 
 func (r *Reader) outcomes() error {
-	n := r.s.rare.Count(1)
+	n := r.s.s[streamRare].Count(1)
 	if n > maxContainers {
 		return fmt.Errorf("%d outcomes", n)
 	}
 	for range n {
 		var o Outcome
-		if err := r.plan.outcome.Decode(&r.s.rare, unsafe.Pointer(&o)); err != nil {
+		if err := r.plan.outcome.Decode(&r.s.s[streamRare], unsafe.Pointer(&o)); err != nil {
 			return err
 		}
 		r.step.Outcomes = append(r.step.Outcomes, o)

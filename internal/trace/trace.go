@@ -3,7 +3,7 @@
 //
 // A recording is a series of files, one after the other in time (see Dir). Each file stands alone: it begins with facts about the
 // node, the policy in force and a checkpoint of everything that the controllers remember. Steps are written as differences from the
-// step before, in compressed frames of a second or so with checksums; about once a minute a key frame can be read without those
+// step before, in compressed frames of two seconds or so with checksums; about once a minute a key frame can be read without those
 // before it. A file that ends in the middle of a frame has lost that frame and no other.
 package trace
 

@@ -572,6 +572,12 @@ func TestDamageIsNamed(t *testing.T) {
 	if _, err := NewReader("newer", bytes.NewReader(newer), int64(len(newer))); !errors.Is(err, ErrNewer) {
 		t.Errorf("newer: %v", err)
 	}
+	older := bytes.Clone(data)
+	older[8] = Format - 1
+	fixPreamble(older)
+	if _, err := NewReader("older", bytes.NewReader(older), int64(len(older))); !errors.Is(err, ErrOlder) || !strings.Contains(err.Error(), "the qos-agent that recorded it") {
+		t.Errorf("older: %v", err)
+	}
 }
 
 // TestAnotherVersionsFile reads what a version wrote that had other names for some fields.

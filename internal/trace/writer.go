@@ -12,8 +12,6 @@ import (
 	"time"
 	"unsafe"
 
-	"github.com/klauspost/compress/zstd"
-
 	"github.com/qos-agent/qos-agent/internal/decide"
 	"github.com/qos-agent/qos-agent/internal/policy"
 	"github.com/qos-agent/qos-agent/internal/signal"
@@ -22,8 +20,8 @@ import (
 
 // WriterOptions tune a Writer. The zero value is good.
 type WriterOptions struct {
-	FrameBytes int           // a frame is written when it has so many bytes, uncompressed; 128 KiB
-	FrameEvery time.Duration // or covers so much time; 1 s
+	FrameBytes int           // a frame is written when it has so many bytes, uncompressed; 256 KiB
+	FrameEvery time.Duration // or covers so much time; 2 s
 	KeyEvery   time.Duration // between two key frames; 1 min
 }
 
@@ -32,7 +30,7 @@ type Writer struct {
 	out   io.Writer
 	o     WriterOptions
 	types types
-	zstd  *zstd.Encoder
+	pack  *packer
 	err   error // the first; nothing is written after it
 
 	offset  int64 // bytes written
@@ -73,8 +71,18 @@ type base struct {
 	node       signal.Node
 	pods       []signal.Pod
 	containers []signal.ContainerSample // without waits
-	measured   []bool                   // had a wait
+	waits      []waitBase               // of the containers
 }
+
+// waitBase is what the next wait of a container is written, or read, by.
+type waitBase struct {
+	measured bool   // there was a sample
+	rate     uint64 // dispatches a tick, smoothed, times rateUnit
+	shape           // of the last histogram
+}
+
+// shape is how many buckets a histogram has, and the first.
+type shape struct{ buckets, first int }
 
 // IndexEntry is a place where reading may begin.
 type IndexEntry struct {
@@ -120,10 +128,10 @@ const (
 // NewWriter begins a file. Schema, layout and architecture of info are filled in.
 func NewWriter(out io.Writer, info Info, o WriterOptions) (*Writer, error) {
 	if o.FrameBytes == 0 {
-		o.FrameBytes = 128 << 10
+		o.FrameBytes = 256 << 10
 	}
 	if o.FrameEvery == 0 {
-		o.FrameEvery = time.Second
+		o.FrameEvery = 2 * time.Second
 	}
 	if o.KeyEvery == 0 {
 		o.KeyEvery = time.Minute
@@ -133,9 +141,7 @@ func NewWriter(out io.Writer, info Info, o WriterOptions) (*Writer, error) {
 	if w.types, err = newTypes(); err != nil {
 		return nil, fmt.Errorf("trace: %w", err)
 	}
-	w.zstd, err = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedDefault),
-		zstd.WithEncoderCRC(false), zstd.WithWindowSize(256<<10), zstd.WithLowerEncoderMem(true), zstd.WithSingleSegment(true))
-	if err != nil {
+	if w.pack, err = newPacker(); err != nil {
 		return nil, fmt.Errorf("trace: %w", err)
 	}
 	info.Schema, info.StateLayout, info.Arch = w.types.schema(), decide.StateLayout(), runtime.GOARCH
@@ -174,7 +180,7 @@ func (w *Writer) Append(s *Step) error {
 	now := s.Snapshot.Now
 	// Not at an event if it can be helped: its containers are those of the tick before.
 	key := w.hasState || !w.hasKey || now < w.base.now || now-w.keyAt >= w.o.KeyEvery && s.Snapshot.Trigger == signal.Tick
-	if key || w.header.steps == 0 || now-w.frameFrom >= w.o.FrameEvery || len(w.s.ctl)+len(w.s.val)+len(w.s.hist)+len(w.s.rare) >= w.o.FrameBytes {
+	if key || w.header.steps == 0 || now-w.frameFrom >= w.o.FrameEvery || w.s.size() >= w.o.FrameBytes {
 		if err := w.Flush(); err != nil {
 			return err
 		}
@@ -200,7 +206,7 @@ func (w *Writer) begin(s *Step, key bool) {
 	w.hasKey, w.keyAt = true, s.Snapshot.Now
 	w.index = append(w.index, IndexEntry{Offset: w.offset, Seq: s.Snapshot.Seq, Wall: wall, State: w.hasState})
 	if w.hasState {
-		w.writeFrame(frameHeader{kind: frameState, seq: s.Snapshot.Seq, firstWall: wall, lastWall: wall}, w.compress(nil, w.state))
+		w.writeFrame(frameHeader{kind: frameState, seq: s.Snapshot.Seq, firstWall: wall, lastWall: wall}, w.pack.whole(nil, w.state))
 		w.hasState = false
 	}
 	w.base = base{}
@@ -213,8 +219,9 @@ func (w *Writer) Flush() error {
 		return w.err
 	}
 	w.payload = w.payload[:0]
-	for _, s := range w.s.all() {
-		w.payload = w.compress(w.payload, s)
+	w.s.end()
+	for i, b := range w.s.b {
+		w.payload = w.pack.stream(w.payload, b, i)
 	}
 	w.writeFrame(w.header, w.payload)
 	w.header = frameHeader{}
@@ -263,18 +270,6 @@ func (w *Writer) writeFrame(h frameHeader, payload []byte) {
 	h.length, h.crc = uint32(len(payload)), crc32.Checksum(payload, castagnoli)
 	w.frame = append(h.append(w.frame[:0]), payload...)
 	w.write(w.frame) // in one piece: a write that is cut off leaves a tail that can be told from a frame
-}
-
-// compress appends the length of s, its length compressed (0: not worth it), and s.
-func (w *Writer) compress(dst, s []byte) []byte {
-	dst = binary.AppendUvarint(dst, uint64(len(s)))
-	if len(s) >= 64 {
-		w.frame = w.zstd.EncodeAll(s, w.frame[:0])
-		if len(w.frame) < len(s)-len(s)/32 {
-			return append(binary.AppendUvarint(dst, uint64(len(w.frame))), w.frame...)
-		}
-	}
-	return append(append(dst, 0), s...)
 }
 
 func appendIndex(dst []byte, index []IndexEntry) []byte {
@@ -369,28 +364,26 @@ func (w *Writer) step(s *Step, policyIndex uint64, key bool) error {
 	set(len(snap.Refused) > 0, stepRefused)
 
 	set(w.types.node.differs(unsafe.Pointer(&snap.Node), unsafe.Pointer(&b.node)), stepNode)
-	w.s.ctl = append(w.s.ctl, byte(flags)|0x80, byte(flags>>7)|0x80, byte(flags>>14))
+	w.s.b[streamStep] = append(w.s.b[streamStep], byte(flags)|0x80, byte(flags>>7)|0x80, byte(flags>>14))
 
-	v := w.s.val
 	if flags&stepSeq != 0 {
-		v = binary.AppendUvarint(v, snap.Seq)
+		w.s.number(streamStepSize, snap.Seq)
 	}
-	v = binary.AppendVarint(v, int64(snap.Now-b.now))
-	v = binary.AppendVarint(v, wall-b.wall-int64(snap.Now-b.now))
+	w.s.signed(streamStepSize, int64(snap.Now-b.now))
+	w.s.signed(streamStepSize, wall-b.wall-int64(snap.Now-b.now))
 	if flags&stepElapsed != 0 {
-		v = binary.AppendVarint(v, int64(snap.Elapsed))
+		w.s.signed(streamStepSize, int64(snap.Elapsed))
 	}
 	if flags&stepGen != 0 {
-		v = binary.AppendVarint(v, int64(snap.PodsGen-b.podsGen))
+		w.s.signed(streamStepSize, int64(snap.PodsGen-b.podsGen))
 	}
-	w.s.val = v
 	if flags&stepNode != 0 {
 		w.record(w.types.node, unsafe.Pointer(&snap.Node), unsafe.Pointer(&b.node), uint64(snap.Now))
 	}
 	if flags&stepLost != 0 {
 		w.record(w.types.lost, unsafe.Pointer(&snap.Lost), unsafe.Pointer(&b.lost), uint64(snap.Now))
 	}
-	r := w.s.rare
+	r := w.s.b[streamRare]
 	if flags&stepZone != 0 {
 		r = binary.AppendVarint(appendString(r, zone), int64(zoneOffset))
 	}
@@ -400,7 +393,7 @@ func (w *Writer) step(s *Step, policyIndex uint64, key bool) error {
 	if flags&stepDropped != 0 {
 		r = binary.AppendUvarint(r, s.Dropped)
 	}
-	w.s.rare = r
+	w.s.b[streamRare] = r
 	old := b.pods
 	if pods {
 		w.podList(snap.Pods)
@@ -410,16 +403,16 @@ func (w *Writer) step(s *Step, policyIndex uint64, key bool) error {
 		w.events(snap)
 	}
 	if flags&stepRefused != 0 {
-		w.s.rare = binary.AppendUvarint(w.s.rare, uint64(len(snap.Refused)))
+		w.s.b[streamRare] = binary.AppendUvarint(w.s.b[streamRare], uint64(len(snap.Refused)))
 		for _, f := range snap.Refused {
-			w.s.rare = appendString(appendString(appendString(w.s.rare, f.Cgroup), f.Knob), f.Reason)
+			w.s.b[streamRare] = appendString(appendString(appendString(w.s.b[streamRare], f.Cgroup), f.Knob), f.Reason)
 		}
 	}
 	switch {
 	case own:
-		w.s.rare = binary.AppendUvarint(w.s.rare, uint64(len(snap.Containers)))
+		w.s.b[streamRare] = binary.AppendUvarint(w.s.b[streamRare], uint64(len(snap.Containers)))
 		for i := range snap.Containers {
-			w.s.rare = w.wholeContainer(w.s.rare, &snap.Containers[i])
+			w.s.b[streamRare] = w.wholeContainer(w.s.b[streamRare], &snap.Containers[i])
 		}
 	case !event:
 		if roster {
@@ -433,9 +426,9 @@ func (w *Writer) step(s *Step, policyIndex uint64, key bool) error {
 		w.decision(values, s)
 	}
 	if flags&stepOutcomes != 0 {
-		w.s.rare = binary.AppendUvarint(w.s.rare, uint64(len(s.Outcomes)))
+		w.s.b[streamRare] = binary.AppendUvarint(w.s.b[streamRare], uint64(len(s.Outcomes)))
 		for i := range s.Outcomes {
-			w.s.rare = w.types.outcome.Append(w.s.rare, unsafe.Pointer(&s.Outcomes[i]))
+			w.s.b[streamRare] = w.types.outcome.Append(w.s.b[streamRare], unsafe.Pointer(&s.Outcomes[i]))
 		}
 	}
 
@@ -452,11 +445,11 @@ func appendString(dst []byte, s string) []byte {
 
 // record writes a record: a mask of parts, and the parts that differ.
 func (w *Writer) record(t *recordType, cur, base unsafe.Pointer, now uint64) {
-	at := len(w.s.ctl)
-	w.s.ctl = append(w.s.ctl, 0)
+	at := len(w.s.b[streamStep])
+	w.s.b[streamStep] = append(w.s.b[streamStep], 0)
 	for i := range t.parts {
 		if t.parts[i].append(&w.s, cur, base, now) {
-			w.s.ctl[at] |= 1 << i
+			w.s.b[streamStep][at] |= 1 << i
 		}
 	}
 }
@@ -483,16 +476,16 @@ func (w *Writer) podList(pods []signal.Pod) {
 	for i := range w.base.pods {
 		before[keyOf(&w.base.pods[i])] = i
 	}
-	w.s.rare = binary.AppendUvarint(w.s.rare, uint64(len(pods)))
+	w.s.b[streamRare] = binary.AppendUvarint(w.s.b[streamRare], uint64(len(pods)))
 	next := 0
 	for i := range pods {
 		p := &pods[i]
 		if k, ok := before[keyOf(p)]; ok && podType.Equal(unsafe.Pointer(p), unsafe.Pointer(&w.base.pods[k])) {
-			w.s.rare = binary.AppendUvarint(w.s.rare, wire.Zigzag(int64(k-next))+1)
+			w.s.b[streamRare] = binary.AppendUvarint(w.s.b[streamRare], wire.Zigzag(int64(k-next))+1)
 			next = k + 1
 			continue
 		}
-		w.s.rare = w.types.pod.Append(append(w.s.rare, 0), unsafe.Pointer(p))
+		w.s.b[streamRare] = w.types.pod.Append(append(w.s.b[streamRare], 0), unsafe.Pointer(p))
 	}
 }
 
@@ -520,22 +513,22 @@ func (w *Writer) roster(snap *signal.Snapshot, old []signal.Pod) {
 	for i := range b.containers {
 		before[containerKeyOf(old, &b.containers[i])] = i
 	}
-	w.s.rare = binary.AppendUvarint(w.s.rare, uint64(len(snap.Containers)))
-	containers, measured := make([]signal.ContainerSample, len(snap.Containers)), make([]bool, len(snap.Containers))
+	w.s.b[streamRare] = binary.AppendUvarint(w.s.b[streamRare], uint64(len(snap.Containers)))
+	containers, waits := make([]signal.ContainerSample, len(snap.Containers)), make([]waitBase, len(snap.Containers))
 	next := 0
 	for i := range snap.Containers {
 		key := containerKeyOf(snap.Pods, &snap.Containers[i])
 		k, ok := before[key]
 		if !ok {
-			w.s.rare = append(w.s.rare, 0)
+			w.s.b[streamRare] = append(w.s.b[streamRare], 0)
 			continue
 		}
 		delete(before, key) // each once
-		w.s.rare = binary.AppendUvarint(w.s.rare, wire.Zigzag(int64(k-next))+1)
+		w.s.b[streamRare] = binary.AppendUvarint(w.s.b[streamRare], wire.Zigzag(int64(k-next))+1)
 		next = k + 1
-		containers[i], measured[i] = b.containers[k], b.measured[k]
+		containers[i], waits[i] = b.containers[k], b.waits[k]
 	}
-	b.containers, b.measured = containers, measured
+	b.containers, b.waits = containers, waits
 }
 
 // isQuiet reports whether an event's containers are those of the last tick without their waits, as they should be.
@@ -565,34 +558,34 @@ func (w *Writer) containers(snap *signal.Snapshot) error {
 	b, t := &w.base, w.types.container
 	for i := range snap.Containers {
 		c := &snap.Containers[i]
-		at := len(w.s.ctl)
-		w.s.ctl = append(w.s.ctl, 0)
 		mask := byte(0)
 		for k := range t.parts {
 			if t.parts[k].append(&w.s, unsafe.Pointer(c), unsafe.Pointer(&b.containers[i]), uint64(snap.Now)) {
 				mask |= 2 << k
 			}
 		}
-		waited, err := w.wait(snap, &c.Wait, b.measured[i])
+		waited, err := w.wait(snap, &c.Wait, &b.waits[i])
 		if err != nil {
 			return err
 		}
 		if waited {
 			mask |= 1
 		}
-		b.measured[i] = c.Wait.At != 0
-		w.s.ctl[at] = mask
+		w.s.b[streamParts] = append(w.s.b[streamParts], mask)
 	}
 	return nil
 }
 
 // wait writes a sample of waits, if it is not as foretold: empty, of now, and of the time since the last tick; or nothing at all if there was
 // none before.
-func (w *Writer) wait(snap *signal.Snapshot, s *signal.WaitSample, measured bool) (bool, error) {
+func (w *Writer) wait(snap *signal.Snapshot, s *signal.WaitSample, b *waitBase) (bool, error) {
 	var at, span time.Duration
-	if measured {
+	if b.measured {
 		at, span = snap.Now, snap.Elapsed
 	}
+	stream := rateOf(b.rate)
+	b.measured = s.At != 0
+	b.smooth(s.Count)
 	var flags byte
 	if s.At != at || s.Span != span {
 		flags |= waitTimes
@@ -619,64 +612,69 @@ func (w *Writer) wait(snap *signal.Snapshot, s *signal.WaitSample, measured bool
 	if flags == 0 {
 		return false, nil
 	}
-	ctl, val := append(w.s.ctl, flags), w.s.val
+	w.s.b[streamWait] = append(w.s.b[streamWait], flags)
 	if flags&waitTimes != 0 {
-		val = binary.AppendVarint(binary.AppendVarint(val, int64(s.At-at)), int64(s.Span-span))
+		w.s.signed(streamValueSize, int64(s.At-at))
+		w.s.signed(streamValueSize, int64(s.Span-span))
 	}
 	if flags&waitCount != 0 {
-		val = binary.AppendVarint(val, int64(s.Count-sum))
+		w.s.signed(streamValueSize, int64(s.Count-sum))
 	}
 	if flags&waitSum != 0 {
-		val = binary.AppendUvarint(val, s.SumNS)
+		w.s.signed(streamSumSize, int64(s.SumNS-expectedSum(s.Buckets)))
 	}
 	if flags&waitPreempted != 0 {
-		ctl = binary.AppendUvarint(ctl, s.Preempted)
+		w.s.b[streamPreempted] = binary.AppendUvarint(w.s.b[streamPreempted], s.Preempted)
 	}
 	if flags&waitBuckets != 0 {
-		var err error
-		if w.s.hist, err = appendBuckets(w.s.hist, s.Buckets); err != nil {
+		if err := w.buckets(s.Buckets, &b.shape, streamBuckets+stream); err != nil {
 			return false, err
 		}
 	}
 	if flags&waitBlame != 0 {
-		ctl = binary.AppendUvarint(ctl, uint64(len(s.Blame)))
+		w.s.b[streamBlamed] = binary.AppendUvarint(w.s.b[streamBlamed], uint64(len(s.Blame)))
+		who := w.s.b[streamCulprits]
 		last := int64(0)
 		for _, bl := range s.Blame {
-			ctl = binary.AppendVarint(ctl, int64(bl.Culprit)-last)
+			who = binary.AppendVarint(who, int64(bl.Culprit)-last)
 			last = int64(bl.Culprit) + 1
-			val = binary.AppendUvarint(val, bl.NS)
+			w.s.number(streamBlameSize, bl.NS)
 		}
+		w.s.b[streamCulprits] = who
 	}
-	w.s.ctl, w.s.val = ctl, val
 	return true, nil
 }
 
-// appendBuckets writes a histogram: how many buckets, the first index, then a byte for each with the gap before it and its count, both of
-// four bits; 15 says that the rest follows.
-func appendBuckets(dst []byte, buckets []signal.Bucket) ([]byte, error) {
-	dst = binary.AppendUvarint(dst, uint64(len(buckets)))
-	dst = binary.AppendUvarint(dst, uint64(buckets[0].Index))
-	next := int(buckets[0].Index)
+// buckets writes a histogram: how its shape differs from that of the last one, then a byte for each bucket with the gap before it and its
+// count, both of four bits; 15 says that the rest follows.
+func (w *Writer) buckets(buckets []signal.Bucket, last *shape, stream int) error {
+	now := shape{len(buckets), int(buckets[0].Index)}
+	w.s.b[streamShape] = binary.AppendVarint(w.s.b[streamShape], int64(now.buckets-last.buckets))
+	w.s.b[streamFirst] = binary.AppendVarint(w.s.b[streamFirst], int64(now.first-last.first))
+	*last = now
+	dst := w.s.b[stream]
+	next := now.first
 	for _, b := range buckets {
 		gap := int(b.Index) - next
 		if gap < 0 || b.Count == 0 {
-			return nil, errors.New("buckets out of order or empty")
+			return errors.New("buckets out of order or empty")
 		}
 		next = int(b.Index) + 1
 		n := b.Count - 1
 		dst = append(dst, byte(min(gap, 15))<<4|byte(min(n, 15)))
 		if gap >= 15 {
-			dst = binary.AppendUvarint(dst, uint64(gap-15))
+			w.s.number(streamCountSize, uint64(gap-15))
 		}
 		if n >= 15 {
-			dst = binary.AppendUvarint(dst, uint64(n-15))
+			w.s.number(streamCountSize, uint64(n-15))
 		}
 	}
-	return dst, nil
+	w.s.b[stream] = dst
+	return nil
 }
 
 func (w *Writer) events(snap *signal.Snapshot) {
-	w.s.rare = binary.AppendUvarint(w.s.rare, uint64(len(snap.Events)))
+	w.s.b[streamRare] = binary.AppendUvarint(w.s.b[streamRare], uint64(len(snap.Events)))
 	for i := range snap.Events {
 		var zero signal.WaitEvent
 		w.record(w.types.event, unsafe.Pointer(&snap.Events[i]), unsafe.Pointer(&zero), uint64(snap.Now))
@@ -709,14 +707,14 @@ func (w *Writer) decision(changed uint64, s *Step) {
 	if changed == 0 {
 		return
 	}
-	w.s.ctl = binary.AppendUvarint(w.s.ctl, changed)
+	w.s.b[streamStep] = binary.AppendUvarint(w.s.b[streamStep], changed)
 	for i := range w.types.decision {
 		if changed>>i&1 == 0 {
 			continue
 		}
-		w.s.rare = binary.LittleEndian.AppendUint64(w.s.rare, s.Digest[i])
+		w.s.b[streamRare] = binary.LittleEndian.AppendUint64(w.s.b[streamRare], s.Digest[i])
 		if w.types.decision[i].kept {
-			w.s.rare = append(w.s.rare, w.values[i]...)
+			w.s.b[streamRare] = append(w.s.b[streamRare], w.values[i]...)
 		}
 	}
 }

@@ -203,7 +203,7 @@ func (n *Node) measure(i int, waits bool) {
 		n.wait(i, online, &c.Wait, buckets, blame)
 	}
 	due := func(every int) bool { return (n.ticks+i)%every == 0 }
-	used := uint64(n.rate[i] * 100_000 * (0.8 + 0.4*n.rng.Float64()))
+	used := uint64(n.rate[i]*100*(0.8+0.4*n.rng.Float64())) * 1000
 	if due(5) {
 		span := s.Now - c.CPU.At
 		c.CPU = signal.CPUSample{At: s.Now, Span: span, UsageNS: used * 5, QuotaUS: -1}
@@ -269,7 +269,7 @@ func (n *Node) wait(i int, online bool, w *signal.WaitSample, buckets []signal.B
 			n.buckets[b] = 0
 		}
 	}
-	w.Buckets = buckets
+	w.Buckets, w.SumNS = buckets, w.SumNS/1000*1000 // as the collector does
 	w.Preempted = uint64(n.rng.IntN(1 + count/8))
 	if !online || long == 0 {
 		return
@@ -279,8 +279,8 @@ func (n *Node) wait(i int, online bool, w *signal.WaitSample, buckets []signal.B
 		rest -= long * 9 / 10
 	}
 	part := func(c signal.Culprit, ns uint64) {
-		if ns > 0 {
-			blame = append(blame, signal.Blame{Culprit: c, NS: ns})
+		if ns /= 1000; ns > 0 {
+			blame = append(blame, signal.Blame{Culprit: c, NS: ns * 1000})
 		}
 	}
 	part(signal.CulpritSystem, rest/5)
