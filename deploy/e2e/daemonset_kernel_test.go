@@ -51,27 +51,34 @@ type stage struct {
 	port, api  int
 }
 
+// newStage has one pod that is busy and pauses all the time, and one that spins.
 func newStage(t *testing.T) *stage {
+	spin := []string{"sh", "-c", "while :; do :; done"}
+	pulse := []string{"sh", "-c", "while :; do i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; usleep 1000; done"}
+	return newStageOf(t,
+		containerd.Container{Name: "main", Command: pulse, Shares: 512},
+		containerd.Container{Name: "main", Command: spin, Shares: 300}, containerd.Container{Name: "second", Command: spin})
+}
+
+func newStageOf(t *testing.T, web containerd.Container, batch ...containerd.Container) *stage {
 	n := e2e.NewNode(t)
 	h, err := cgroup.Detect("/sys/fs/cgroup")
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 7*time.Minute)
 	t.Cleanup(cancel)
 	s := &stage{t: t, ctx: ctx, node: n, port: freePort(t), api: freePort(t)}
 	s.values = fmt.Sprintf("port: %d\napiPort: %d\ndefaults: {mode: policy}\n", s.port, s.api)
-	spin := []string{"sh", "-c", "while :; do :; done"}
-	pulse := []string{"sh", "-c", "while :; do i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; usleep 1000; done"}
 	s.web = n.Runtime.RunPod(containerd.Pod{
 		Namespace: "shop", Name: "web", UID: "1", Parent: n.Runtime.Group + "/kubepods/burstable/pod1",
 		Labels:     map[string]string{"qos-agent.io/class": "online"},
-		Containers: []containerd.Container{{Name: "main", Command: pulse, Shares: 512}},
+		Containers: []containerd.Container{web},
 	})
 	s.batch = n.Runtime.RunPod(containerd.Pod{
 		Namespace: "jobs", Name: "batch", UID: "2", Parent: n.Runtime.Group + "/kubepods/burstable/pod2",
 		Labels:     map[string]string{"qos-agent.io/class": "offline"},
-		Containers: []containerd.Container{{Name: "main", Command: spin, Shares: 300}, {Name: "second", Command: spin}},
+		Containers: batch,
 	})
 	s.tree = groups.At(h, n.Runtime.Group)
 	return s
@@ -109,7 +116,7 @@ func (s *stage) settings() map[string]string {
 
 func (s *stage) restored(when string, before map[string]string) {
 	s.t.Helper()
-	if diff := cmp.Diff(before, s.settings()); diff != "" {
+	if diff := groups.Changed(before, s.settings()); diff != "" {
 		s.t.Errorf("%s, settings differ (- before the agent, + now):\n%s", when, diff)
 	}
 }
@@ -207,10 +214,15 @@ func TestDaemonSet(t *testing.T) {
 		t.Errorf("exit code %d after SIGTERM; log:\n%s", code, p.Log())
 	}
 	s.restored("after a crash, a new agent and SIGTERM", before)
+}
 
-	// The agent is killed, and none comes any more: `qos-agent restore` is what cleans up (docs/operating.md).
-	p = s.start()
-	s.wait(p, "cuts by the last agent", cut)
+// TestRestore: the agent is killed, and none comes any more. `qos-agent restore` is what cleans up (docs/operating.md).
+func TestRestore(t *testing.T) {
+	s := newStage(t)
+	s.policy("eager", "enforce")
+	before := s.settings()
+	p := s.start()
+	s.wait(p, "the batch pod to be cut", cut)
 	p.Kill()
 	ds := e2e.DaemonSet(t, s.values)
 	ds.Spec.Template.Spec.Containers[0].Args = []string{"restore", "--run-dir=/run/qos-agent"}
@@ -224,11 +236,14 @@ func TestDaemonSet(t *testing.T) {
 	p = s.start()
 	s.wait(p, "cuts by one more agent", cut)
 	p.Kill()
-	bin := filepath.Join(t.TempDir(), "qos-agent")
-	build := exec.CommandContext(s.ctx, "go", "build", "-o", bin, "./cmd/qos-agent")
-	build.Dir = "../.."
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+	bin := os.Getenv("QOS_AGENT_BIN")
+	if bin == "" {
+		bin = filepath.Join(t.TempDir(), "qos-agent")
+		build := exec.CommandContext(s.ctx, "go", "build", "-o", bin, "./cmd/qos-agent")
+		build.Dir = "../.."
+		if out, err := build.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
 	}
 	out, err := exec.CommandContext(s.ctx, bin, "restore", "--run-dir="+s.node.HostPaths["/run/qos-agent"]).CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "restored ") {

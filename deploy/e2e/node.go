@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -22,12 +23,15 @@ func NewNode(t testing.TB) *Node {
 	dir := t.TempDir()
 	ds := DaemonSet(t, "")
 	name := "docker.io/library/" + ds.Spec.Template.Spec.Containers[0].Image
-	archive := filepath.Join(dir, "qos-agent.tar")
-	err := image.Write(t.Context(), archive, image.Options{
-		Source: "../..", Version: "e2e", Name: name, Platforms: []string{runtime.GOARCH}, Created: time.Unix(0, 0),
-	})
-	if err != nil {
-		t.Fatal(err)
+	archive := filepath.Join(deployDir(), "qos-agent.tar")
+	if os.Getenv(deployEnv) == "" {
+		archive = filepath.Join(dir, "qos-agent.tar")
+		err := image.Write(t.Context(), archive, image.Options{
+			Source: "../..", Version: "e2e", Name: name, Platforms: []string{runtime.GOARCH}, Created: time.Unix(0, 0),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 	r.Import(archive, name)
 	n := &Node{
@@ -40,10 +44,16 @@ func NewNode(t testing.TB) *Node {
 	return n
 }
 
+// deployEnv names the directory that holds the chart and the image's archive where neither sources nor a compiler are: in a virtual
+// machine (see test/runner).
+const deployEnv = "QOS_AGENT_DEPLOY"
+
+func deployDir() string { return cmp.Or(os.Getenv(deployEnv), "..") }
+
 // DaemonSet is the one of the pool "default" under the given values.
 func DaemonSet(t testing.TB, values string) *appsv1.DaemonSet {
 	t.Helper()
-	text, err := chart.Render("../helm/qos-agent", []byte(values))
+	text, err := chart.Render(filepath.Join(deployDir(), "helm/qos-agent"), []byte(values))
 	if err != nil {
 		t.Fatal(err)
 	}

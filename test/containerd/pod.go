@@ -29,6 +29,7 @@ type Container struct {
 	Command []string // default: sleep for ever; busybox's applets are there
 	Shares  int64    // CPU shares; default: the kernel's
 	Quota   int64    // CPU quota, µs per 100 ms; default: none
+	Mounts  []string // files and directories of this machine that it sees, read-only, where they are
 }
 
 // RunningPod is a pod whose sandbox is ready.
@@ -97,6 +98,10 @@ func (p *RunningPod) StartContainer(c Container) *RunningContainer {
 	if len(c.Command) == 0 {
 		c.Command = []string{"sleep", "2147483647"}
 	}
+	var mounts []*runtimeapi.Mount
+	for _, m := range c.Mounts {
+		mounts = append(mounts, &runtimeapi.Mount{ContainerPath: m, HostPath: m, Readonly: true})
+	}
 	ctx, cancel := p.r.context()
 	defer cancel()
 	p.starts++
@@ -107,6 +112,7 @@ func (p *RunningPod) StartContainer(c Container) *RunningContainer {
 			Metadata: &runtimeapi.ContainerMetadata{Name: c.Name, Attempt: p.starts},
 			Image:    &runtimeapi.ImageSpec{Image: imageName},
 			Command:  c.Command,
+			Mounts:   mounts,
 			Linux: &runtimeapi.LinuxContainerConfig{
 				Resources:       &runtimeapi.LinuxContainerResources{CpuShares: c.Shares, CpuQuota: c.Quota},
 				SecurityContext: &runtimeapi.LinuxContainerSecurityContext{NamespaceOptions: hostNetwork()},

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path"
@@ -16,6 +17,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
 	"golang.org/x/sys/unix"
 )
@@ -207,6 +209,20 @@ func (t *Tree) Snapshot() (map[string]string, error) {
 		}
 	}
 	return out, nil
+}
+
+// Changed is how the settings of one snapshot differ from those of an earlier one; empty if they do not. On cgroup v2 a group without
+// CPUs of its own may come to have all of its parent's: from a group with processes the kernel takes no setting away any more, so that
+// this is all that can be put back.
+func Changed(before, after map[string]string) string {
+	after = maps.Clone(after)
+	for name, text := range after {
+		above := filepath.Join(filepath.Dir(filepath.Dir(name)), "cpuset.cpus.effective")
+		if filepath.Base(name) == "cpuset.cpus" && before[name] == "\n" && text == after[above] {
+			after[name] = before[name]
+		}
+	}
+	return cmp.Diff(before, after)
 }
 
 // Remove kills what is in the tree and removes it. Groups that are not there are no error.

@@ -135,7 +135,7 @@ spec:
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(before, after); diff != "" {
+	if diff := groups.Changed(before, after); diff != "" {
 		t.Errorf("after SIGTERM, settings differ (- before, + now):\n%s", diff)
 	}
 }

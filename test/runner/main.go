@@ -73,7 +73,11 @@ func run(ctx context.Context, layers, kernels []string, filter, named *regexp.Re
 	if err != nil {
 		return false, err
 	}
-	r := &runner{dir: dir, packages: packages, deploy: deploy, tally: newTally(os.Stdout), jobTime: jobTimeout, long: long, named: named}
+	parquet, err := listPackages(ctx, parquetDir, filter)
+	if err != nil {
+		return false, err
+	}
+	r := &runner{dir: dir, packages: packages, deploy: deploy, parquet: parquet, tally: newTally(os.Stdout), jobTime: jobTimeout, long: long, named: named}
 	r.tally.keep, r.tally.verbose = keep, verbose
 	if long {
 		r.jobTime, r.env = longTimeout, []string{"QOS_AGENT_RDT=full"}
@@ -86,8 +90,8 @@ func run(ctx context.Context, layers, kernels []string, filter, named *regexp.Re
 		case "kernel":
 			err = r.kernel(ctx)
 		case "vm":
-			for _, series := range kernels {
-				if err = r.virtual(ctx, series); err != nil {
+			for i, series := range kernels {
+				if err = r.virtual(ctx, series, i == 0); err != nil {
 					break
 				}
 			}
@@ -106,13 +110,17 @@ func run(ctx context.Context, layers, kernels []string, filter, named *regexp.Re
 	return r.tally.close(time.Since(start)), nil
 }
 
-// deployDir is the other module: what it imports (helm, Kubernetes, registries) is to stay out of the agent's.
-const deployDir = "deploy"
+// Other modules: what they import (helm, Kubernetes, registries; the format of data lakes) is to stay out of the agent's.
+const (
+	deployDir  = "deploy"
+	parquetDir = "tools/parquet"
+)
 
 type runner struct {
 	dir      string // for what is built; removed at the end
 	packages []pkg  // of the agent's module
 	deploy   []pkg  // of the module that holds the image, the chart, dashboards and alerts
+	parquet  []pkg  // of the module of the converter of traces
 	tally    *tally
 
 	long    bool
@@ -177,15 +185,19 @@ func (r *runner) unit(ctx context.Context) error {
 	}
 	// Without -race: there is one goroutine, and what it imports is big.
 	paths, _ = split(r.deploy)
-	return r.goTest(ctx, deployDir, nil, nil, paths)
+	if err := r.goTest(ctx, deployDir, nil, nil, paths); err != nil {
+		return err
+	}
+	paths, _ = split(r.parquet)
+	return r.goTest(ctx, parquetDir, nil, []string{"-race"}, paths)
 }
 
-// modMode lets the other module follow when the agent's module comes to need something new.
+// modMode lets the other modules follow when the agent's module comes to need something new.
 func modMode(module string) string {
-	if module == deployDir {
-		return "mod"
+	if module == "." {
+		return "readonly"
 	}
-	return "readonly"
+	return "mod"
 }
 
 // split gives the import paths of the packages whose tests are pure Go, and of those that use the kernel.

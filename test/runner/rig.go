@@ -100,8 +100,7 @@ type rigTest struct {
 // rigTests finds out what is to run on which kind of the machine.
 func (r *runner) rigTests() (map[string][]rigTest, error) {
 	wanted := map[string][]rigTest{}
-	for i := range r.packages {
-		p := &r.packages[i]
+	for _, p := range slices.Concat(r.packages, r.deploy) {
 		byVariant := map[string][]string{}
 		for _, file := range p.filesNamed("_rig_test.go") {
 			names, err := testNames([]string{file})
@@ -126,7 +125,7 @@ func (r *runner) rigTests() (map[string][]rigTest, error) {
 			}
 		}
 		for v, names := range byVariant {
-			wanted[v] = append(wanted[v], rigTest{p, names})
+			wanted[v] = append(wanted[v], rigTest{&p, names})
 		}
 	}
 	return wanted, nil
@@ -170,12 +169,14 @@ func (r *runner) rigJobs(ctx context.Context, m *vm.Machine, tests []rigTest) ([
 			}
 		}
 	}
+	if slices.ContainsFunc(tests, func(t rigTest) bool { return isE2E(*t.pkg) }) {
+		if err := r.podPrograms(ctx, m); err != nil {
+			return nil, err
+		}
+	}
 	var jobs []vm.Job
 	for _, t := range tests {
-		job := vm.Job{Name: t.pkg.ImportPath, Args: []string{"-test.run=^(" + strings.Join(t.names, "|") + ")$"}}
-		if data := filepath.Join(t.pkg.Dir, "testdata"); isDir(data) {
-			job.Data = data
-		}
+		job := t.pkg.job(t.names)
 		if err := r.testJob(ctx, &job); err != nil {
 			return nil, err
 		}

@@ -11,6 +11,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -34,8 +36,11 @@ func (p *pkg) forGuest() bool {
 		!slices.Contains(p.TestImports, containerd) && !slices.Contains(p.XTestImports, containerd)
 }
 
+// isE2E tells whether the package is the one that runs the agent's own pod.
+func isE2E(p pkg) bool { return p.ImportPath == module+deployDir+"/e2e" }
+
 // virtual runs the kernel tests on a kernel of Debian in a virtual machine with cgroup v2.
-func (r *runner) virtual(ctx context.Context, series string) error {
+func (r *runner) virtual(ctx context.Context, series string, first bool) error {
 	name := "linux-" + series
 	if !features.Probe()["qemu"] {
 		r.tally.skip(name, "needs qemu: qemu-system-x86_64 is not installed")
@@ -54,13 +59,26 @@ func (r *runner) virtual(ctx context.Context, series string) error {
 		r.tally.fail(name, err.Error())
 		return nil
 	}
-	jobs, machine, err := r.guest(ctx)
-	if err != nil {
-		r.tally.fail(name, err.Error())
-		return nil
+	// Pods have a machine of their own, on the first kernel: what they need is as big as everything else.
+	machines := []func(context.Context) ([]vm.Job, *vm.Machine, error){r.guest}
+	if first {
+		machines = append(machines, r.podGuest)
 	}
-	machine.Kernel = kernel.Image
-	return r.boot(ctx, name+" ", machine, jobs)
+	for _, prepare := range machines {
+		jobs, machine, err := prepare(ctx)
+		if err != nil {
+			r.tally.fail(name, err.Error())
+			return nil
+		}
+		if len(jobs) == 0 {
+			continue
+		}
+		machine.Kernel = kernel.Image
+		if err := r.boot(ctx, name+" ", machine, jobs); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // build runs go for what is static, as the guest has no libraries.
@@ -101,11 +119,7 @@ func (r *runner) guest(ctx context.Context) ([]vm.Job, *vm.Machine, error) {
 		if err != nil {
 			return nil, nil, err
 		}
-		job := vm.Job{Name: p.ImportPath, Args: []string{"-test.run=^(" + strings.Join(names, "|") + ")$"}}
-		if data := filepath.Join(p.Dir, "testdata"); isDir(data) {
-			job.Data = data
-		}
-		jobs = append(jobs, job)
+		jobs = append(jobs, p.job(names))
 	}
 	for i := range jobs {
 		if err := r.testJob(ctx, &jobs[i]); err != nil {
@@ -115,19 +129,95 @@ func (r *runner) guest(ctx context.Context) ([]vm.Job, *vm.Machine, error) {
 	return jobs, m, nil
 }
 
+// podTests are those of package deploy/e2e that run in the guest, where starting a container takes some seconds: what differs there is
+// the hierarchy of control groups, and what a container sees of it.
+var podTests = []string{"TestDaemonSet"}
+
+// podGuest builds what goes into the machine that runs pods.
+func (r *runner) podGuest(ctx context.Context) ([]vm.Job, *vm.Machine, error) {
+	i := slices.IndexFunc(r.deploy, isE2E)
+	if i < 0 {
+		return nil, nil, nil // not asked for
+	}
+	m := new(vm.Machine)
+	if err := errors.Join(r.programs(ctx, m), r.podPrograms(ctx, m)); err != nil {
+		return nil, nil, err
+	}
+	jobs := []vm.Job{r.deploy[i].job(podTests)}
+	return jobs, m, r.testJob(ctx, &jobs[0])
+}
+
+// job runs the named tests of the package.
+func (p *pkg) job(names []string) vm.Job {
+	job := vm.Job{Name: p.ImportPath, Args: []string{"-test.run=^(" + strings.Join(names, "|") + ")$"}}
+	if data := filepath.Join(p.Dir, "testdata"); isDir(data) {
+		job.Data = data
+	}
+	return job
+}
+
+// podPrograms adds what runs pods, where this machine has it, and what is rolled out: the image and the chart.
+func (r *runner) podPrograms(ctx context.Context, m *vm.Machine) error {
+	for _, name := range []string{"containerd", "containerd-shim-runc-v2", "ctr", "runc"} {
+		path, err := lookup(name)
+		if err != nil {
+			return nil // the guest lacks it like this machine
+		}
+		if err := m.AddProgram(ctx, path); err != nil {
+			return err
+		}
+	}
+	m.MemoryMB = 2048 // images are unpacked in memory, once more for each container
+	image := filepath.Join(r.dir, "qos-agent.tar")
+	if _, err := os.Stat(image); err != nil {
+		tag, err := chartVersion()
+		if err != nil {
+			return err
+		}
+		cmd := exec.CommandContext(ctx, "go", "run", "-mod=mod", "./image/mkimage", "-out="+image, "-version=e2e", "-platforms="+runtime.GOARCH, "-name=docker.io/library/qos-agent:"+tag)
+		cmd.Dir = deployDir
+		if _, err := output(cmd); err != nil {
+			return err
+		}
+	}
+	m.Files[guestDeploy+"/qos-agent.tar"] = image
+	m.Trees = map[string]string{guestDeploy + "/helm": filepath.Join(deployDir, "helm")}
+	return nil
+}
+
+// guestDeploy is where package deploy/e2e finds in the guest what it builds for itself elsewhere.
+const guestDeploy = "/deploy"
+
+// chartVersion is the tag of the image that the chart wants.
+func chartVersion() (string, error) {
+	text, err := os.ReadFile(filepath.Join(deployDir, "helm", "qos-agent", "Chart.yaml"))
+	if err != nil {
+		return "", err
+	}
+	m := regexp.MustCompile(`(?m)^appVersion: *"(.*)"$`).FindSubmatch(text)
+	if m == nil {
+		return "", errors.New("Chart.yaml: no appVersion")
+	}
+	return string(m[1]), nil
+}
+
 // testJob builds the tests of the package that is the job's name.
 func (r *runner) testJob(ctx context.Context, job *vm.Job) error {
 	job.Binary = filepath.Join(r.dir, "tests", filepath.FromSlash(job.Name)+".test")
 	if err := os.MkdirAll(filepath.Dir(job.Binary), 0o755); err != nil {
 		return err
 	}
+	dir := "."
+	if strings.HasPrefix(job.Name, module+deployDir+"/") {
+		dir = deployDir
+	}
 	// Stripped: the guest has to hold it all in memory.
-	if err := build(ctx, "test", "-c", "-tags=vmguest", "-ldflags=-s -w", "-o", job.Binary, job.Name); err != nil {
+	if err := build(ctx, "-C", dir, "test", "-c", "-mod="+modMode(dir), "-tags=vmguest", "-ldflags=-s -w", "-o", job.Binary, job.Name); err != nil {
 		return err
 	}
 	job.Timeout = r.jobTime
 	job.Args = append(job.Args, "-test.v=test2json", fmt.Sprint("-test.timeout=", r.jobTime-30*time.Second))
-	job.Env = append([]string{"QOS_AGENT_TEST_VM=1", "QOS_AGENT_BIN=/bin/qos-agent"}, r.env...)
+	job.Env = append([]string{"QOS_AGENT_TEST_VM=1", "QOS_AGENT_BIN=/bin/qos-agent", "QOS_AGENT_DEPLOY=" + guestDeploy}, r.env...)
 	return nil
 }
 

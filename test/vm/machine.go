@@ -42,6 +42,7 @@ type Machine struct {
 	Append   []string // more kernel parameters
 
 	Files  map[string]string // more files in the guest: absolute guest path -> host path; permissions are kept
+	Trees  map[string]string // directories, in the same way
 	Silent time.Duration     // once up, without any sign of life for this long the machine hangs; default bootTime
 }
 
@@ -153,12 +154,20 @@ func (m *Machine) writeInitramfs(name string, jobs []Job) error {
 		img.addDir(dir)
 	}
 	addBusybox(img)
+	// A container runtime copies these into its pods.
+	img.addData("/etc/hosts", []byte("127.0.0.1 localhost\n"))
+	img.addData("/etc/resolv.conf", nil)
 	for guest, host := range m.Files {
 		info, err := os.Stat(host)
 		if err != nil {
 			return err
 		}
 		img.addHost(guest, host, uint32(info.Mode().Perm()))
+	}
+	for guest, host := range m.Trees {
+		if err := img.addTree(guest, host); err != nil {
+			return err
+		}
 	}
 	config := wire.Config{Layout: m.Layout}
 	if config.Layout == "" {

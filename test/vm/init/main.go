@@ -220,8 +220,27 @@ func (m mount) do() error {
 	return nil
 }
 
+// ordinaryRoot makes the root a mount like any other. That of the initial file system has nothing above it, and runc's pivot_root
+// refuses to leave such a one.
+func ordinaryRoot() error {
+	const above = "/root"
+	for _, step := range []func() error{
+		func() error { return os.MkdirAll(above, 0o700) },
+		func() error { return unix.Mount("/", above, "", unix.MS_BIND, "") },
+		func() error { return unix.Chdir(above) },
+		func() error { return unix.Mount(".", "/", "", unix.MS_MOVE, "") },
+		func() error { return unix.Chroot(".") },
+		func() error { return unix.Chdir("/") },
+	} {
+		if err := step(); err != nil {
+			return fmt.Errorf("an ordinary mount as the root: %w", err)
+		}
+	}
+	return nil
+}
+
 func mountBasics() error {
-	var errs []error
+	errs := []error{ordinaryRoot()}
 	for _, m := range []mount{
 		{"proc", "/proc", "proc", ""},
 		{"sys", "/sys", "sysfs", ""},
