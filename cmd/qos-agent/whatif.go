@@ -24,6 +24,9 @@ type asked struct {
 	Windows int            `json:"windows"`
 	Pairs   int            `json:"pairs"`
 	Varied  float64        `json:"variedPercent"`
+	// Axes is what the answer knows of each resource, over all traces; Memory is a model of the CPI of online pods.
+	Axes   []whatif.Axis   `json:"axes"`
+	Memory []whatif.Memory `json:"memory,omitempty"`
 
 	model *whatif.Model
 }
@@ -51,13 +54,21 @@ func (c *replayCmd) ask(ctx context.Context, series []replay.Series, other *poli
 	if err != nil {
 		return nil, err
 	}
+	axes, err := whatif.Axes(recs)
+	if err != nil {
+		return nil, err
+	}
+	memory, err := whatif.FitMemory(recs)
+	if err != nil {
+		return nil, err
+	}
 	var out []asked
 	for _, rec := range recs {
 		res, err := whatif.Run(rec, m, []*policy.Compiled{other}, whatif.Options{})
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, asked{Trace: rec.Name(), Result: res, HoldOut: held, Windows: m.Windows, Pairs: m.Pairs(), Varied: m.Varied(), model: m})
+		out = append(out, asked{Trace: rec.Name(), Result: res, HoldOut: held, Windows: m.Windows, Pairs: m.Pairs(), Varied: m.Varied(), Axes: axes, Memory: memory, model: m})
 	}
 	return out, nil
 }
@@ -89,6 +100,30 @@ func printAsked(w io.Writer, a *asked) {
 	if a.HoldOut.Blocks > 0 && !math.IsNaN(a.HoldOut.Relative) {
 		fmt.Fprintf(w, "  fitted on half of the time, it is off by %.0f %% on the other half (waits behind offline pods, %d blocks of 10 s; bias %+.0f %%)\n",
 			100*a.HoldOut.Relative, a.HoldOut.Blocks, 100*a.HoldOut.Bias)
+	}
+	printAxes(w, a)
+}
+
+// printAxes says what the estimate covers, and what is known of the rest.
+func printAxes(w io.Writer, a *asked) {
+	for _, x := range a.Axes {
+		state := "not in this estimate"
+		if x.Followed {
+			state = "in this estimate"
+		}
+		fmt.Fprintf(w, "  %s: %s (%d cuts recorded): %s\n", x.Axis, state, x.Cuts, x.Why)
+	}
+	for i := range a.Memory {
+		m := &a.Memory[i]
+		fmt.Fprintf(w, "  CPI of %s, by a model of misses and bandwidth: recorded %.2f; %.2f with half of offline pods' traffic and cache, %.2f with none\n", m.Pod, m.CPI, m.Half, m.Without)
+		how := "as the recording shows"
+		if m.Assumed {
+			how = "assumed: what the pod holds was not measured or hardly varied"
+		}
+		fmt.Fprintf(w, "    from %d windows of 1 s: core %.2f, %.0f cycles a miss, bus full at %.0f MB/s, misses fall with cache to the power of %.2f (%s)\n", m.Windows, m.Core, m.Miss, m.Bus, m.Exponent, how)
+		if m.Blocks > 0 {
+			fmt.Fprintf(w, "    fitted on half of the time, it is off by %.1f %% on the other half (%d blocks of 10 s); the mean CPI is off by %.1f %%\n", 100*m.Relative, m.Blocks, 100*m.Naive)
+		}
 	}
 }
 

@@ -35,6 +35,9 @@ type RDT struct {
 	blind     bool          // nothing at all is known of anybody online ...
 	blindFrom time.Duration // ... since then
 
+	violated bool // somebody's CPI is beyond its fence, as of the last survey
+	active   bool // some pod may be held back, on trial, kept from a level that was bad, or have ways of its own
+
 	settled bool // limits and owned ways are what they were when Shares was last called
 	caps    signal.Capabilities
 
@@ -139,15 +142,46 @@ func (c *RDT) Step(in *Input) {
 		return
 	}
 	c.explain(in)
-	c.refit(in)
+	if c.active {
+		c.refit(in)
+	}
 	c.survey(in)
+	if !c.active && !c.violated {
+		return // as nearly always: nobody is hurt, and nobody is held back
+	}
 	c.verify(in)
-	for i := range in.Verdicts {
-		c.weigh(in, &in.Verdicts[i])
+	if c.violated {
+		for i := range in.Verdicts {
+			c.weigh(in, &in.Verdicts[i])
+		}
 	}
 	c.protect(in)
 	c.regrow(in)
 	c.release(in)
+	c.active = c.acting()
+}
+
+// acting reports whether there is anything for the next step to look after.
+func (c *RDT) acting() bool {
+	for _, o := range c.own {
+		if o != nil && o.n > 0 {
+			return true
+		}
+	}
+	for _, p := range c.pods {
+		if p == nil {
+			continue
+		}
+		for r := range resources {
+			if l := &p.limit[r]; l.n != 0 || l.ascent.wait > 0 {
+				return true
+			}
+		}
+		if p.onTrial() {
+			return true
+		}
+	}
+	return false
 }
 
 // sync follows pods to their new indexes, and forgets those that are gone or no longer what they were.
@@ -280,6 +314,7 @@ func (r resource) fit(in *Input, n int) int {
 // survey takes in who is in trouble, who has a part in it, and whether anything is known at all.
 func (c *RDT) survey(in *Input) {
 	judged, known := 0, 0
+	c.violated = false
 	for i := range in.Verdicts {
 		v := &in.Verdicts[i]
 		if v.Axis != judge.Cache && v.Axis != judge.Bandwidth {
@@ -293,6 +328,7 @@ func (c *RDT) survey(in *Input) {
 			continue
 		}
 		known++
+		c.violated = c.violated || v.Level == judge.Violated
 		if v.Level == judge.OK || v.Reason.SelfInflicted() {
 			continue
 		}

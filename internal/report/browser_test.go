@@ -1,6 +1,7 @@
 package report
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -80,4 +81,40 @@ func TestBrowserShowsManyPods(t *testing.T) {
 	tab.Eval("(window.dispatchEvent(new Event('afterprint')), 0)", nil)
 	tab.Screenshot("report-150-light", false)
 	noFaults(t, tab)
+}
+
+// On paper plots are ink on white, also from a dark screen, and nothing is cut off.
+func TestBrowserPrints(t *testing.T) {
+	for _, n := range []struct {
+		name            string
+		online, offline int
+		least           int // sheets
+	}{{"1", 1, 1, 1}, {"150", 50, 100, 4}} {
+		tab := open(t, page(t, crowd(t, n.online, n.offline), 10*time.Second))
+		const colour = "qosReport.plots()[0].series[1].stroke()"
+		var light string
+		tab.Eval(colour, &light)
+		tab.Dark(true)
+		tab.Wait("qosReport.plots().length > 0 && " + colour + " !== '" + light + "'")
+		tab.Size(718, 1000) // A4 less its margins
+		plots := min(n.online, 24) + min(n.offline, 24)
+		tab.Paper(func() {
+			tab.Wait(fmt.Sprintf("qosReport.plots().length >= %d && qosReport.plots().every((p) => p.series[1].stroke() === '%s')", plots, light))
+			tab.Wait("document.documentElement.scrollWidth <= window.innerWidth")
+			tab.Wait(`[...document.querySelectorAll('.plot canvas')].every((c) => {
+				const a = c.getBoundingClientRect(), b = c.closest('.plot').getBoundingClientRect();
+				return a.width > 100 && a.right <= b.right + 1 && a.bottom <= b.bottom + 1;
+			})`)
+			tab.Wait("[...document.querySelectorAll('.scroll')].every((s) => s.scrollHeight <= s.clientHeight + 1)")
+			tab.Wait("getComputedStyle(document.querySelector('nav')).display === 'none'")
+			tab.Screenshot("report-"+n.name+"-paper", true)
+		})
+		tab.Size(1280, 900)
+		tab.Dark(true)
+		if sheets := tab.Print("report-" + n.name + "-paper"); sheets < n.least {
+			t.Errorf("%s pods: %d sheets, want at least %d", n.name, sheets, n.least)
+		}
+		tab.Wait("!document.documentElement.classList.contains('paper') && " + colour + " !== '" + light + "'")
+		noFaults(t, tab)
+	}
 }

@@ -115,10 +115,16 @@
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
   var timer; window.addEventListener("resize", function () { clearTimeout(timer); timer = setTimeout(again, 150); });
   window.addEventListener("beforeprint", function () { // what was not scrolled to yet; of a great many the worst
+    document.documentElement.classList.add("paper"); // ink on white, whatever the screen is like
+    again();
     Array.prototype.slice.call(document.querySelectorAll("#onlinePlots .plot"), 0, 24).forEach(make);
     Array.prototype.slice.call(document.querySelectorAll("#offlinePlots .plot"), 0, 24).forEach(make);
     document.querySelectorAll(".plot").forEach(function (c) { if (!c.plot) c.style.display = "none"; });
   });
-  window.addEventListener("afterprint", function () { document.querySelectorAll(".plot").forEach(function (c) { c.style.display = ""; }); });
+  window.addEventListener("afterprint", function () {
+    document.documentElement.classList.remove("paper");
+    again();
+    document.querySelectorAll(".plot").forEach(function (c) { c.style.display = ""; });
+  });
   window.qosReport = { plots: function () { return plots; }, data: data, xs: xs };
 })();

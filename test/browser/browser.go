@@ -4,6 +4,7 @@ package browser
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -301,6 +302,35 @@ func (tab *Tab) Key(keys ...string) {
 		tab.call("Input.dispatchKeyEvent", down, nil)
 		tab.call("Input.dispatchKeyEvent", map[string]any{"type": "keyUp", "key": k}, nil)
 	}
+}
+
+// Paper shows the page as it is printed, between a beforeprint event and an afterprint event, while look runs.
+func (tab *Tab) Paper(look func()) {
+	tab.t.Helper()
+	tab.call("Emulation.setEmulatedMedia", map[string]any{"media": "print"}, nil)
+	tab.Eval("(window.dispatchEvent(new Event('beforeprint')), 0)", nil)
+	look()
+	tab.Eval("(window.dispatchEvent(new Event('afterprint')), 0)", nil)
+	tab.call("Emulation.setEmulatedMedia", map[string]any{"media": ""}, nil)
+}
+
+// Print prints the page on A4 and returns how many sheets it took. The PDF is written as a picture is; see Screenshot.
+func (tab *Tab) Print(name string) (sheets int) {
+	tab.t.Helper()
+	var r struct {
+		Data string `json:"data"`
+	}
+	tab.call("Page.printToPDF", map[string]any{"paperWidth": 8.27, "paperHeight": 11.69, "printBackground": false}, &r)
+	pdf, err := base64.StdEncoding.DecodeString(r.Data)
+	if err != nil || !bytes.HasPrefix(pdf, []byte("%PDF-")) {
+		tab.t.Fatalf("a PDF of %d bytes: %v", len(pdf), err)
+	}
+	if dir := os.Getenv("QOS_AGENT_SCREENSHOTS"); dir != "" {
+		if err := os.WriteFile(filepath.Join(dir, name+".pdf"), pdf, 0o644); err != nil {
+			tab.t.Fatal(err)
+		}
+	}
+	return bytes.Count(pdf, []byte("/Type /Page\n"))
 }
 
 // Screenshot writes a picture of the whole page, or of the window only, as NAME.png into the directory that QOS_AGENT_SCREENSHOTS
