@@ -2,8 +2,8 @@
 // from the files of groups, and the state of the node from procfs and sysfs.
 //
 // Reading everything of 150 containers at each tick would cost more than all the rest of the agent. So waits, which are mapped
-// memory, are read at each tick; CPU time at each tick where a quota can hurt an online container, else seldom; memory and
-// pressure seldom. Seldom readings of different containers fall on different ticks, and every sample says when it was taken and what
+// memory, are read at each tick; CPU time at each tick where a quota can hurt an online container, else seldom; pressure and quotas seldom, and
+// those of containers that are not online, about which nothing is decided by them, more seldom still, as is all memory, which is only shown. Seldom readings of different containers fall on different ticks, and every sample says when it was taken and what
 // time it covers.
 //
 // What is kept per container lasts as long as the container is listed. Files are kept open, and once the pods have settled a tick
@@ -60,9 +60,9 @@ type Options struct {
 	PerfOfflineEvery time.Duration // hardware counters of all others; 200 ms
 	RDTEvery         time.Duration // resctrl's counters, of pods and of the machine; 200 ms
 	CPUEvery         time.Duration // CPU time of containers that no quota can hurt; 500 ms
-	QuotaEvery       time.Duration // 1 s
-	MemoryEvery      time.Duration // 1 s
-	PSIEvery         time.Duration // of groups; 1 s
+	QuotaEvery       time.Duration // 1 s; of containers that are not online, 5 times that
+	MemoryEvery      time.Duration // 5 s
+	PSIEvery         time.Duration // of groups; 1 s; of containers that are not online, 5 times that
 	NodeEvery        time.Duration // everything of the node; 1 s, because /proc/stat counts in steps of 10 ms
 	ScanEvery        time.Duration // groups below a container's own, its cpuset, files that were missing; 5 s
 }
@@ -161,7 +161,7 @@ func New(o Options) (*Collector, error) {
 	}
 	c.every = [parts]time.Duration{
 		partCPU: or(o.CPUEvery, 500*time.Millisecond), partQuota: or(o.QuotaEvery, time.Second),
-		partMemory: or(o.MemoryEvery, time.Second), partPSI: or(o.PSIEvery, time.Second), partScan: or(o.ScanEvery, 5*time.Second),
+		partMemory: or(o.MemoryEvery, 5*time.Second), partPSI: or(o.PSIEvery, time.Second), partScan: or(o.ScanEvery, 5*time.Second),
 		partPerf: or(o.PerfOfflineEvery, 200*time.Millisecond), partRDT: or(o.RDTEvery, 200*time.Millisecond),
 	}
 	if c.tracer != nil {

@@ -224,7 +224,7 @@ func (c *Collector) closeCPU(ct *container) {
 
 // readQuota reads the quotas of container and pod.
 func (c *Collector) readQuota(now time.Duration, ct *container) {
-	if ct.cpu == nil || !ct.due.due(partQuota, now, c.every[partQuota], ct.phase) {
+	if ct.cpu == nil || !ct.due.due(partQuota, now, c.interval(partQuota, ct), ct.phase) {
 		return
 	}
 	if err := ct.cpu.Quota(&c.scratch, &ct.quota); err != nil {
@@ -353,7 +353,7 @@ func (c *Collector) readMemory(now time.Duration, ct *container) {
 }
 
 func (c *Collector) readPSI(now time.Duration, ct *container) {
-	if ct.psi == nil || !ct.due.due(partPSI, now, c.every[partPSI], ct.phase) {
+	if ct.psi == nil || !ct.due.due(partPSI, now, c.interval(partPSI, ct), ct.phase) {
 		return
 	}
 	var st cgroup.PSIStat

@@ -153,6 +153,7 @@ func (c *Collector) container(now time.Duration, p *pod, d *signal.Container, vi
 	}
 	if ct.victim != victim {
 		ct.victim = victim
+		ct.due[partQuota], ct.due[partPSI] = 0, 0 // what is known may be too old for its new role
 		for _, id := range ct.groups {
 			c.track(id, ct)
 		}

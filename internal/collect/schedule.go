@@ -38,6 +38,18 @@ func (s *schedule) due(p part, now, every time.Duration, phase uint32) bool {
 	return true
 }
 
+// bystanderFactor is how many times more seldom pressure and quotas of containers that are not online are read: nothing is decided by the one, and
+// the other only says where a cut begins.
+const bystanderFactor = 5
+
+// interval is the time between two readings of a part of a container.
+func (c *Collector) interval(p part, ct *container) time.Duration {
+	if !ct.victim && (p == partQuota || p == partPSI) {
+		return bystanderFactor * c.every[p]
+	}
+	return c.every[p]
+}
+
 // spread gives the container of this phase its place in the interval. Phases count up, and however many there are, their places are
 // even (van der Corput's series). Each part begins at another place, so that a new container is not read all at once.
 func spread(every time.Duration, phase uint32, p part) time.Duration {

@@ -65,6 +65,9 @@ type CPU struct {
 	spare  []*trial // for use again
 	frozen int      // how many pods are
 
+	contended bool // somebody's waits are beyond the objective for others' sake, as of the last survey
+	active    bool // some pod may be held back, or kept from a level that was bad
+
 	settled bool          // Wants, and all grants, are as they were when Wants was last called, as far as basis says
 	basis   basis         // what Wants went by
 	retry   time.Duration // when the first idle rung that was refused may be tried again; 0: there is none
@@ -193,7 +196,7 @@ func (c *CPU) Step(in *Input) {
 		c.settled = false
 	}
 	c.concede(in)
-	if in.Changed || hotplug || in.tick() {
+	if c.active && (in.Changed || hotplug || in.tick()) {
 		c.refit(in)
 	}
 	if in.Spec.CPU.Posture == policy.PostureIdle && !in.Node.Caps.CPUIdle {
@@ -206,12 +209,16 @@ func (c *CPU) Step(in *Input) {
 	}
 	c.survey(in)
 	c.verify(in)
-	for i := range in.Verdicts {
-		c.weigh(in, &in.Verdicts[i])
+	if c.contended {
+		for i := range in.Verdicts {
+			c.weigh(in, &in.Verdicts[i])
+		}
 	}
 	c.heed(in)
-	c.regrow(in)
-	c.release(in)
+	if c.active {
+		c.regrow(in)
+		c.release(in)
+	}
 }
 
 // heed takes cores from those about whose cache and bandwidth nothing more can be done. Whether that helps is for the one who asked to
@@ -506,6 +513,7 @@ func offlineOfEvent(in *Input, event int) int {
 // survey takes in who is in trouble, who has a part in it, and whether anything is known at all.
 func (c *CPU) survey(in *Input) {
 	judged, known := 0, 0
+	c.contended = false
 	for i := range in.Verdicts {
 		v := &in.Verdicts[i]
 		if v.Axis != judge.CPU {
@@ -525,7 +533,7 @@ func (c *CPU) survey(in *Input) {
 		if v.Level == judge.OK || v.Reason.SelfInflicted() {
 			continue
 		}
-		c.suffering = in.Now
+		c.suffering, c.contended = in.Now, c.contended || v.Level == judge.Violated && v.Reason == judge.Contention
 		for k, s := range v.Shares {
 			if k >= v.Named && s.Permille < noticeable {
 				break
@@ -821,11 +829,13 @@ func (c *CPU) regrow(in *Input) {
 	if in.Now-c.unknown < hold {
 		return
 	}
+	c.active = false
 	for _, p := range c.pods {
 		if p == nil {
 			continue
 		}
 		p.ascent.forgive(in.Now, p.grant, p.lastCut)
+		c.active = c.active || p.grant != (Grant{}) || p.ascent.wait > 0
 		if p.grant == (Grant{}) || p.grant.Frozen || p.onTrial() || in.Now-p.ascent.at < every {
 			continue
 		}
@@ -868,7 +878,8 @@ func (c *CPU) set(p *offline, g Grant, rule string) {
 			c.frozen--
 		}
 	}
-	p.grant, p.rule, c.settled = g, rule, false
+	p.grant, p.rule = g, rule
+	c.settled, c.active = false, true
 	if g == (Grant{}) {
 		p.victim, p.owed, p.owing = "", Grant{}, false
 		for i := range p.pairs {

@@ -96,14 +96,18 @@ func BenchmarkTickRDT(b *testing.B) {
 	}
 }
 
-// BenchmarkEvent is a step for one long wait, with a culprit that was cut just before.
+// BenchmarkEvent is a step for one long wait among n containers, with a culprit that was cut just before. It does not depend on n.
 func BenchmarkEvent(b *testing.B) {
-	p := node(b, 150, 3000)
-	p.snap.PodsGen, p.snap.Trigger = 1, signal.Event
-	p.snap.Events = []signal.WaitEvent{{At: p.snap.Now, Victim: 0, WaitNS: 9e6, Culprit: 1, PartNS: 8e6}}
-	b.ReportAllocs()
-	for b.Loop() {
-		p.brain.Step(&p.snap, p.pol)
+	for _, n := range []int{150, 1000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			p := node(b, n, 3000)
+			p.snap.PodsGen, p.snap.Trigger = 1, signal.Event
+			p.snap.Events = []signal.WaitEvent{{At: p.snap.Now, Victim: 0, WaitNS: 9e6, Culprit: 1, PartNS: 8e6}}
+			b.ReportAllocs()
+			for b.Loop() {
+				p.brain.Step(&p.snap, p.pol)
+			}
+		})
 	}
 }
 

@@ -11,10 +11,10 @@ import (
 // waits is the sliding window over a container's run-queue waits: their histogram, and where the long ones went.
 type waits struct {
 	span
-	all, recent Tally
-	parts       [Parts]pair // both halves, the younger alone
-	pods        []blamed
-	events      pair
+	tally  tallies
+	parts  [Parts]pair // both halves, the younger alone
+	pods   []blamed
+	events pair
 }
 
 // blamed is another pod's part of the waits.
@@ -44,12 +44,10 @@ func (w *waits) add(v *View, i int, width time.Duration) {
 	case turn:
 		w.turn()
 	case reset:
-		w.all.Reset()
-		w.recent.Reset()
+		w.tally.reset()
 		w.parts, w.pods, w.events = [Parts]pair{}, w.pods[:0], pair{}
 	}
-	w.all.Add(s.Buckets)
-	w.recent.Add(s.Buckets)
+	w.tally.add(s.Buckets)
 
 	hint := 0
 	victim := v.Containers[i].Pod
@@ -68,8 +66,7 @@ func (w *waits) add(v *View, i int, width time.Duration) {
 
 // turn makes the younger half the older one.
 func (w *waits) turn() {
-	w.all = w.recent
-	w.recent.Reset()
+	w.tally.turn()
 	for i := range w.parts {
 		w.parts[i] = pair{w.parts[i][1], 0}
 	}
@@ -133,19 +130,19 @@ func (s *State) cpu(v *View, i int, t *track, vd *Verdict) {
 		r = Unmeasured
 	}
 	if r != None {
-		vd.Level, vd.Reason = Unknown, r
+		vd.unknown(r)
 		return
 	}
 
 	w, j := &t.waits, &v.Spec.Judge
-	vd.Samples, vd.Window, vd.P99 = w.all.Total(), w.covered, w.all.P99()
+	vd.Samples, vd.Window, vd.P99 = w.tally.total(), w.covered, w.tally.p99()
 	vd.ThrottledPermille = permille(t.quota.all[0], t.quota.all[1])
 	vd.StealPermille = permille(s.steal.all[0], s.steal.all[1])
 
 	if few := vd.Samples < uint64(j.MinSamples); few {
 		// A percentile of a handful means nothing, but if not even the longest of them is beyond the objective, all is well.
 		vd.Reason = FewSamples
-		if vd.Samples > 0 && w.all.Floor() > vd.Objective {
+		if vd.Samples > 0 && w.tally.floor() > vd.Objective {
 			vd.Level = Watch
 			s.attribute(v, w, vd)
 		}

@@ -100,7 +100,7 @@ func (s *State) Read(i int) (r Reading, ok bool) {
 		return Reading{}, false
 	}
 	w := &s.tracks[i].waits
-	return Reading{P99: w.all.P99(), Samples: w.all.Total(), Events: w.events[0], Window: w.covered}, true
+	return Reading{P99: w.tally.p99(), Samples: w.tally.total(), Events: w.events[0], Window: w.covered}, true
 }
 
 // Index finds an online container by its ContainerID.
@@ -162,10 +162,10 @@ func (s *State) fold(v *View, i int, t *track, w time.Duration) {
 	if c.Wait.At != 0 {
 		t.waits.add(v, i, w)
 	}
-	if c.CPU.At != 0 {
+	if c.CPU.At != 0 && c.CPU.At != t.quota.at {
 		t.quota.add(c.CPU.At, c.CPU.Span, w, pair{c.CPU.ThrottledPeriods, c.CPU.Periods})
 	}
-	if p := &c.PSI; p.At != 0 {
+	if p := &c.PSI; p.At != 0 && p.At != t.memory.at { // the window of io has the same readings
 		us := uint64(p.Span / time.Microsecond)
 		t.memory.add(p.At, p.Span, w, pair{p.Memory.SomeUS, us})
 		t.io.add(p.At, p.Span, w, pair{p.IO.SomeUS, us})
@@ -197,19 +197,28 @@ func (s *State) judge(v *View, i int, t *track) {
 	}
 }
 
-// next appends an empty verdict, to be filled in where it lies: verdicts are large, and there are hundreds of them a tick. It is valid until the
-// next one is appended.
+// next appends a verdict that says that all is well, to be filled in where it lies. It is valid until the next one is appended.
+//
+// Verdicts are large, there are hundreds of them a tick, and most say what the one in their place said a tick before, so that is not wiped out
+// first: whoever fills in a verdict that is OK sets all that he ever sets in one that is OK, and unknown clears it.
 func (s *State) next(v *View, i int, axis Axis) *Verdict {
 	n := len(s.verdicts)
 	if n < cap(s.verdicts) {
 		s.verdicts = s.verdicts[:n+1]
-		s.verdicts[n] = Verdict{}
 	} else {
 		s.verdicts = append(s.verdicts, Verdict{})
 	}
 	vd := &s.verdicts[n]
-	vd.Sample, vd.Pod, vd.Axis = i, v.Containers[i].Pod, axis
+	if vd.Axis != axis || vd.Level != OK {
+		*vd = Verdict{Axis: axis}
+	}
+	vd.Sample, vd.Pod, vd.Reason = i, v.Containers[i].Pod, None
 	return vd
+}
+
+// unknown makes the verdict one of which nothing can be said.
+func (vd *Verdict) unknown(r Reason) {
+	*vd = Verdict{Sample: vd.Sample, Pod: vd.Pod, Axis: vd.Axis, Level: Unknown, Reason: r, Evidence: Evidence{Objective: vd.Objective}}
 }
 
 // settle notes since when the verdict's level has held.
@@ -246,7 +255,7 @@ func grade(value, objective int64, j *policy.Judge) Level {
 // stall judges a PSI total. Nobody is named: pressure does not say whose it is.
 func stall(v *View, vd *Verdict, at time.Duration, w *sums, percent float64) {
 	if r := freshness(v, at); r != None {
-		vd.Level, vd.Reason = Unknown, r
+		vd.unknown(r)
 		return
 	}
 	vd.Window = w.covered

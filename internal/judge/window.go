@@ -37,15 +37,22 @@ func (t *Tally) Reset() {
 }
 
 // P99 is the 99th percentile, interpolated inside its bucket; 0 for an empty tally. A percentile in the overflow bucket is
-// its lower bound. It reads from the top, where the answer is, and counts in integers so that every machine gets the same.
-func (t *Tally) P99() time.Duration {
-	if t.total == 0 {
+// its lower bound.
+func (t *Tally) P99() time.Duration { return p99(t.total, t.top, &t.counts, nil) }
+
+// p99 is the 99th percentile of one or two tallies together. It reads from the top, where the answer is, and counts in integers so that every
+// machine gets the same.
+func p99(total uint64, top int, a, b *[histogram.Buckets]uint32) time.Duration {
+	if total == 0 {
 		return 0
 	}
-	rank := (t.total*99 + 99) / 100 // the least number of waits that is at least 99 % of them
-	below := t.total
-	for i := t.top; i >= 0; i-- {
-		n := uint64(t.counts[i])
+	rank := (total*99 + 99) / 100 // the least number of waits that is at least 99 % of them
+	below := total
+	for i := top; i >= 0; i-- {
+		n := uint64(a[i])
+		if b != nil {
+			n += uint64(b[i])
+		}
 		if n == 0 {
 			continue
 		}
@@ -62,8 +69,35 @@ func (t *Tally) P99() time.Duration {
 	return 0
 }
 
-// Floor is a lower bound of the longest wait.
-func (t *Tally) Floor() time.Duration { return time.Duration(histogram.Lower(t.top)) }
+// tallies is a sliding window over waits. Its halves are kept apart, so that a wait is added once and nothing is copied when they turn.
+type tallies struct {
+	halves [2]Tally
+	young  uint8
+}
+
+func (t *tallies) add(buckets []signal.Bucket) { t.halves[t.young&1].Add(buckets) }
+
+// turn empties the older half, which becomes the younger one.
+func (t *tallies) turn() {
+	t.young ^= 1
+	t.halves[t.young&1].Reset()
+}
+
+func (t *tallies) reset() {
+	t.halves[0].Reset()
+	t.halves[1].Reset()
+}
+
+func (t *tallies) total() uint64 { return t.halves[0].total + t.halves[1].total }
+
+func (t *tallies) top() int { return max(t.halves[0].top, t.halves[1].top) }
+
+func (t *tallies) p99() time.Duration {
+	return p99(t.total(), t.top(), &t.halves[0].counts, &t.halves[1].counts)
+}
+
+// floor is a lower bound of the longest wait.
+func (t *tallies) floor() time.Duration { return time.Duration(histogram.Lower(t.top())) }
 
 // span keeps the time that a sliding window covers. A window is two halves: the younger one fills up to W/2 and then pushes the
 // older one out, so that both together cover between W/2 and W (plus a tick) at all times. That costs two sums instead of one
