@@ -10,12 +10,15 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -29,6 +32,7 @@ const prefix = "rdt-result "
 type figures struct {
 	Scenario             string  `json:"scenario"`
 	Kernel               string  `json:"kernel"`
+	Date                 string  `json:"date"`
 	CPIAlone             float64 `json:"cpi_alone"`
 	CPIUnprotected       float64 `json:"cpi_unprotected"`
 	CPIBeside            float64 `json:"cpi_alone_beside_agent"` // alone with the daemon, which is what recovery and time over are held against
@@ -59,6 +63,7 @@ type split struct {
 // cost is what a tick takes with hardware counters and resctrl, and without. The machine is emulated: look at the ratios.
 type cost struct {
 	Kernel     string  `json:"kernel"`
+	Date       string  `json:"date"`
 	Containers int     `json:"containers"`
 	Rounds     int     `json:"rounds"` // windows of either kind, in turn
 	With       window  `json:"with"`
@@ -85,7 +90,7 @@ type results struct {
 func main() {
 	out := flag.String("out", "bench/results/rdt.json", "`file` for the figures")
 	kernels := flag.String("kernels", "6.12", "series of Debian's kernels, comma-separated")
-	match := flag.String("run", "", "only stories whose test's name matches this `regexp`")
+	match := flag.String("run", "", "only stories whose test's name matches this `regexp`; the file keeps the figures of the others")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -124,7 +129,9 @@ func run(ctx context.Context, out, kernels, match string) error {
 		if err := json.Unmarshal(text, &line); err != nil {
 			return fmt.Errorf("figures %q: %w", text, err)
 		}
+		line.figures.Date = r.Date
 		if line.Cost != nil {
+			line.Cost.Date = r.Date
 			r.Costs = append(r.Costs, *line.Cost)
 			fmt.Println(line.Cost)
 			continue
@@ -136,6 +143,11 @@ func run(ctx context.Context, out, kernels, match string) error {
 	r.Passed = waitErr == nil
 	if len(r.Scenarios)+len(r.Costs) == 0 {
 		return fmt.Errorf("no story has told its figures: %w", waitErr)
+	}
+	if match != "" {
+		if err := r.keep(out); err != nil {
+			return err
+		}
 	}
 	text, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
@@ -149,6 +161,33 @@ func run(ctx context.Context, out, kernels, match string) error {
 	}
 	fmt.Println("\nwritten:", out)
 	return waitErr
+}
+
+// keep adds what the file has of stories that were not told this time.
+func (r *results) keep(file string) error {
+	text, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var old results
+	if err := json.Unmarshal(text, &old); err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	r.Passed = r.Passed && old.Passed
+	for _, f := range old.Scenarios {
+		if !slices.ContainsFunc(r.Scenarios, func(n figures) bool { return n.Scenario == f.Scenario && n.Kernel == f.Kernel }) {
+			r.Scenarios = append(r.Scenarios, f)
+		}
+	}
+	for _, c := range old.Costs {
+		if !slices.ContainsFunc(r.Costs, func(n cost) bool { return n.Kernel == c.Kernel }) {
+			r.Costs = append(r.Costs, c)
+		}
+	}
+	return nil
 }
 
 func (f *figures) row() string {

@@ -95,11 +95,16 @@ func (c *cli) run(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
 	r, err := c.measure(ctx, s)
+	if c.Keep != "" { // of a failure above all
+		if e := exec.Command("cp", "-r", filepath.Join(s.Dir, "traces"), c.Keep).Run(); e != nil {
+			err = errors.Join(err, fmt.Errorf("keep: %w", e))
+		}
+	}
 	if err != nil {
 		return err
 	}
 	if c.Keep != "" {
-		if err := exec.Command("cp", "-r", filepath.Join(s.Dir, "traces"), filepath.Join(s.Dir, "tuned"), c.Keep).Run(); err != nil {
+		if err := exec.Command("cp", "-r", filepath.Join(s.Dir, "tuned"), c.Keep).Run(); err != nil {
 			return fmt.Errorf("keep: %w", err)
 		}
 	}

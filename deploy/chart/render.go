@@ -24,6 +24,8 @@ import (
 const (
 	Namespace = "qos-agent"
 	Release   = "qos-agent"
+	// KubeVersion is that of the cluster that is rendered for.
+	KubeVersion = "v1.34.0"
 )
 
 // Render renders the chart in dir with values (YAML, may be empty) over its own. The documents are in the order in which helm
@@ -38,6 +40,12 @@ func Render(dir string, values []byte) ([]byte, error) {
 		return nil, err
 	}
 	caps := chartutil.DefaultCapabilities.Copy()
+	// The library's own default is of 2020.
+	kube, err := chartutil.ParseKubeVersion(KubeVersion)
+	if err != nil {
+		return nil, err
+	}
+	caps.KubeVersion = *kube
 	top, err := chartutil.ToRenderValues(c, v, chartutil.ReleaseOptions{Name: Release, Namespace: Namespace, IsInstall: true}, caps)
 	if err != nil {
 		return nil, err

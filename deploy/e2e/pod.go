@@ -226,6 +226,13 @@ func securityContext(t testing.TB, s *corev1.SecurityContext, n *runtimeapi.Name
 		ReadonlyPaths:    readonly,
 		Seccomp:          &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined},
 	}
+	switch a := s.AppArmorProfile; {
+	case a == nil: // what the runtime has
+	case a.Type == corev1.AppArmorProfileTypeUnconfined:
+		out.Apparmor = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}
+	default:
+		t.Fatalf("AppArmor profile %s: this test does not know how to do that", a.Type)
+	}
 	for _, c := range s.Capabilities.Add {
 		out.Capabilities.AddCapabilities = append(out.Capabilities.AddCapabilities, string(c))
 	}

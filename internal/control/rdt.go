@@ -102,6 +102,8 @@ type sharing struct {
 	until    [resources + 1]time.Duration
 	helped   bool // what is held now is what keeps the victim well
 	trial    attempt
+
+	looked, near int // since the last step up: how often the victim was looked at, and how often it was watched or worse
 }
 
 // attempt is an experiment that is under way.
@@ -150,19 +152,20 @@ func (c *RDT) Step(in *Input) {
 		return // as nearly always: nobody is hurt, and nobody is held back
 	}
 	c.verify(in)
-	if c.violated {
-		for i := range in.Verdicts {
+	for i := range in.Verdicts {
+		if c.violated {
 			c.weigh(in, &in.Verdicts[i])
 		}
+		c.approach(in, &in.Verdicts[i])
 	}
 	c.protect(in)
 	c.regrow(in)
 	c.release(in)
-	c.active = c.acting()
+	c.active = c.acting(in)
 }
 
 // acting reports whether there is anything for the next step to look after.
-func (c *RDT) acting() bool {
+func (c *RDT) acting(in *Input) bool {
 	for _, o := range c.own {
 		if o != nil && o.n > 0 {
 			return true
@@ -173,7 +176,7 @@ func (c *RDT) acting() bool {
 			continue
 		}
 		for r := range resources {
-			if l := &p.limit[r]; l.n != 0 || l.ascent.wait > 0 {
+			if l := &p.limit[r]; l.n != 0 || l.ascent.wait > 0 || l.onProbation(in) {
 				return true
 			}
 		}
@@ -341,6 +344,11 @@ func (c *RDT) survey(in *Input) {
 				p.named = in.Now
 			}
 		}
+		for _, p := range c.pods { // who is known to hurt it, and has just been given something back, has a part in it, too
+			if p != nil && p.onProbation(in) && p.proven(in.PodID[v.Pod]) != nil {
+				p.named = in.Now
+			}
+		}
 	}
 	blind := !in.Node.Caps.Perf || judged > 0 && known == 0
 	if blind && !c.blind {
@@ -398,7 +406,7 @@ func (c *RDT) weigh(in *Input, v *judge.Verdict) {
 // new is cut.
 func (c *RDT) settling(in *Input, v *judge.Verdict) bool {
 	for _, p := range c.pods {
-		if p == nil || p.sharing(in.PodID[v.Pod]).belief <= beliefStart {
+		if p == nil || p.proven(in.PodID[v.Pod]) == nil {
 			continue
 		}
 		for r := range resources {
@@ -415,22 +423,57 @@ func (c *RDT) settling(in *Input, v *judge.Verdict) bool {
 // nobody looks suspicious: where occupancy is not measured, a stream that was given ways back moves no more than before.
 func (c *RDT) undo(in *Input, v *judge.Verdict) {
 	for _, p := range c.pods {
-		if p == nil || in.Now-p.lastCut < in.Spec.RDT.Cooldown.D() {
+		if p == nil || !p.onProbation(in) {
 			continue
 		}
-		pr := p.sharing(in.PodID[v.Pod])
-		if pr.belief <= beliefStart {
+		if pr := p.proven(in.PodID[v.Pod]); pr != nil {
+			c.takeBack(in, v, p, pr)
+		}
+	}
+}
+
+// takeBack undoes a pod's last step up.
+func (c *RDT) takeBack(in *Input, v *judge.Verdict, p *sharer, pr *sharing) {
+	if in.Now-p.lastCut < in.Spec.RDT.Cooldown.D() {
+		return
+	}
+	for r := range resources {
+		l := &p.limit[r]
+		if !l.onProbation(in) {
 			continue
 		}
-		for r := range resources {
-			l := &p.limit[r]
-			if l.n == 0 && !l.ascent.grown || !l.onProbation(in) {
-				continue
-			}
-			to, pause := int(l.ascent.before), l.relapse(in)
-			c.note(in, p, r, Note{Rule: RuleRegrowUndo, Victim: c.names[v.Pod], CPI: v.CPI.CPI, CPIFence: v.CPI.CPIFence, Belief: pr.belief, Pause: pause}, to)
-			l.cut, l.ascent.grown, p.lastCut, p.named, l.victim = in.Now, false, in.Now, in.Now, c.names[v.Pod]
-			c.set(p, r, to, RuleRegrowUndo)
+		to, pause := int(l.ascent.before), l.relapse(in)
+		c.note(in, p, r, Note{Rule: RuleRegrowUndo, Victim: c.names[v.Pod], CPI: v.CPI.CPI, CPIFence: v.CPI.CPIFence, Belief: pr.belief, Pause: pause}, to)
+		l.cut, l.ascent.grown, p.lastCut, p.named, l.victim = in.Now, false, in.Now, in.Now, c.names[v.Pod]
+		c.set(p, r, to, RuleRegrowUndo)
+	}
+}
+
+// approach takes back a step up that has brought a victim near its fence and keeps it there, for most of the time since. The fence is where
+// harm begins, not where to live: who rests there is beyond it with every bit of noise. (A level that is found so is remembered as bad
+// like one that has hurt.)
+func (c *RDT) approach(in *Input, v *judge.Verdict) {
+	if v.Axis != judge.Cache && v.Axis != judge.Bandwidth || v.Level == judge.Unknown || v.CPI.CPIFence == 0 || v.Reason == judge.FewSamples {
+		return
+	}
+	near := (v.Level == judge.Watch || v.Level == judge.Violated) && !v.Reason.SelfInflicted()
+	settled := in.Spec.RDT.Verify.After.D() + in.Spec.Judge.CPI.Window.D()
+	for _, p := range c.pods {
+		if p == nil || !p.onProbation(in) {
+			continue
+		}
+		pr := p.proven(in.PodID[v.Pod])
+		if pr == nil {
+			continue
+		}
+		if v.Axis == judge.Cache { // one of the two that each container has
+			pr.looked++
+		}
+		if near {
+			pr.near++
+		}
+		if near && pr.near*2 > pr.looked && in.Now-max(p.limit[ways].ascent.at, p.limit[bandwidth].ascent.at) >= settled {
+			c.takeBack(in, v, p, pr)
 		}
 	}
 }
@@ -532,6 +575,16 @@ func (p *sharer) sharing(victim uint32) *sharing {
 	}
 	p.pairs = append(p.pairs, s)
 	return &p.pairs[len(p.pairs)-1]
+}
+
+// proven is the pair of p and a victim whom cuts of p are known to have helped; nil otherwise.
+func (p *sharer) proven(victim uint32) *sharing {
+	for i := range p.pairs {
+		if p.pairs[i].victim == victim && p.pairs[i].belief > beliefStart {
+			return &p.pairs[i]
+		}
+	}
+	return nil
 }
 
 // open begins an experiment, or lets the one under way go on from a further step.
@@ -665,6 +718,11 @@ func (c *RDT) result(in *Input, pr *sharing, n Note) Note {
 	return n
 }
 
+// onProbation reports whether trouble comes so soon after a step up in any resource that this step is to be undone.
+func (p *sharer) onProbation(in *Input) bool {
+	return p.limit[ways].onProbation(in) || p.limit[bandwidth].onProbation(in)
+}
+
 // onProbation reports whether trouble comes so soon after a step up that this step is to be undone.
 func (l *limit) onProbation(in *Input) bool {
 	return l.ascent.recent(in.Now, max(probation, 2*in.Spec.Judge.CPI.Window.D()), amount(l.n))
@@ -708,6 +766,9 @@ func (c *RDT) regrow(in *Input) {
 			}
 			c.note(in, p, r, Note{Rule: RuleRegrow}, to)
 			l.ascent.step(in.Now, amount(l.n))
+			for i := range p.pairs {
+				p.pairs[i].looked, p.pairs[i].near = 0, 0
+			}
 			c.set(p, r, to, RuleRegrow)
 			break
 		}

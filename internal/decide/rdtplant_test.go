@@ -424,6 +424,40 @@ func TestSettlesInsideTheObjective(t *testing.T) {
 	}
 }
 
+// TestAStepUpToTheEdgeIsTakenBack: a way more costs the server some four percent. With two it stays inside its fence, but near; it is not
+// left there.
+func TestAStepUpToTheEdgeIsTakenBack(t *testing.T) {
+	a := server("a")
+	a.refs, a.ws = 2.6, 22
+	m := newMemory(t, 1, a, hog("h1").stopped())
+	m.rdt.Ways, m.rdt.Domains[0].WayBytes = 22, 1<<20
+	m.twin = New()
+	m.run(30 * time.Second)
+	alone := a.cpi
+	m.flow("h1").off = false
+	m.run(20 * time.Second)
+	edge, ticks := 0, 0
+	for end := m.now + 5*time.Minute; m.now < end; ticks++ {
+		if m.step(); a.cpi > 1.07*alone {
+			edge++
+		}
+	}
+	t.Logf("CPI %.3f alone; beyond 1.07 times that for %.1f %% of the time; ways %d", alone, 100*float64(edge)/float64(ticks), m.flow("h1").ways)
+	if m.count(control.RuleRegrow, "h1") == 0 {
+		t.Error("nothing was tried")
+	}
+	if edge*20 > ticks {
+		t.Errorf("near the fence in %d ticks of %d", edge, ticks)
+	}
+	// Nor does the fence follow: what CPI is beside a hog that is held back is not what it is alone.
+	for _, v := range m.last.Verdicts {
+		if v.Axis == judge.Cache && float64(v.CPI.CPIBaseline) > 1010*alone {
+			t.Errorf("baseline %d after five minutes beside the hog, %.0f alone", v.CPI.CPIBaseline, 1000*alone)
+		}
+	}
+	m.onlyCut("h1")
+}
+
 // TestLoadThatVariesForTwoMinutes has hogs come and go, each in its own time. The server is beyond its objective for less than a twentieth of it.
 func TestLoadThatVariesForTwoMinutes(t *testing.T) {
 	for _, noise := range []float64{0.01, 0.05, 0.1} {

@@ -321,13 +321,15 @@ func (s *State) read(v *View, c *signal.ContainerSample, t *track) {
 // high reports whether memory may be what slows the container down: the bus is so full that memory is slow for everybody, or the
 // container misses at all, so that it can feel latency, and there is a lot more traffic than while it was well.
 func high(ev *CPIEvidence, b *policy.BandwidthControl) bool {
-	stressed := ev.BusPercent >= b.StressedPercent
-	grown := ev.DomainMBps > ev.DomainBaseline*3/2+quietMBps
+	stressed, grown := ev.BusPercent >= b.StressedPercent, grown(ev)
 	if b.TotalMBps == 0 {
 		stressed = stressed && grown // of the most that was seen so far, which says little by itself
 	}
 	return stressed || grown && ev.MPKI >= leastMPKI && ev.BusPercent*2 >= b.StressedPercent
 }
+
+// grown reports whether there is a lot more traffic than while the container was well.
+func grown(ev *CPIEvidence) bool { return ev.DomainMBps > ev.DomainBaseline*3/2+quietMBps }
 
 // suspect takes in what every other pod does while the victim is as it is.
 func (s *State) suspect(v *View, victim int, t *cpiTrack) {
@@ -444,6 +446,11 @@ func (s *State) learn(v *View, t *track) {
 		}
 	default:
 		c.phase = 0
+		if now.fit && grown(ev) {
+			// Beside others who do a lot more it may be a little off its best, for as long as they do. If that were learned, the fence would
+			// follow, then what they are given back, and so on: each step is small, and none of them is normal.
+			return
+		}
 	}
 	c.learned = c.window.at
 	b.learn(Normal{

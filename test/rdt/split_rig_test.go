@@ -35,6 +35,9 @@ const (
 // split tunes a static split by hand, as it were: it tries all that are sensible on the same machine beside the same loads, and keeps the
 // one that leaves offline pods most bandwidth at an online CPI no higher than what the daemon settled at. Of the many that were tried for
 // two seconds, the best are looked at longer, lest the luckiest is taken for the best.
+//
+// The daemon watches meanwhile and does nothing: on an emulated CPU it costs the pods many times what it costs them on a real one, and what
+// is compared is how the machine is divided.
 func (o *told) split() {
 	t := o.t
 	t.Helper()
@@ -53,6 +56,8 @@ func (o *told) split() {
 	}
 	o.place(f, splitOnline, o.web)
 	o.place(f, splitOffline, o.hogs...)
+	o.run("--mode", "observe")
+	defer o.end()
 	measure := func(s *split, settle, span time.Duration) {
 		offline := uint64(1)<<s.Ways - 1
 		set := func(group string, mask uint64, mb int) {

@@ -222,7 +222,9 @@ func (s *stage) everCut(a *actor) bool {
 func (s *stage) logNotes() {
 	s.t.Helper()
 	for _, n := range s.state().Notes {
-		s.t.Logf("%+v", n)
+		if n.Kind == "decision" {
+			s.t.Logf("%s %s", n.At.Format("15:04:05.000"), n.Message)
+		}
 	}
 }
 
