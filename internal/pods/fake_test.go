@@ -29,6 +29,7 @@ type fakeRuntime struct {
 
 	mu         sync.Mutex
 	server     *grpc.Server
+	served     chan struct{} // closed when the server has ended
 	sandboxes  map[string]*fakeSandbox
 	containers map[string]*fakeContainer
 	calls      map[string]int
@@ -81,17 +82,22 @@ func (f *fakeRuntime) start(t testing.TB) {
 	}
 	server := grpc.NewServer(grpc.MaxSendMsgSize(maxAnswer), grpc.UnaryInterceptor(f.intercept))
 	runtimeapi.RegisterRuntimeServiceServer(server, f)
-	go server.Serve(listener)
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		_ = server.Serve(listener)
+	}()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.server = server
+	f.server, f.served = server, served
 }
 
 func (f *fakeRuntime) stop() {
 	f.mu.Lock()
-	server := f.server
+	server, served := f.server, f.served
 	f.mu.Unlock()
 	server.Stop()
+	<-served // a server that is stopped before it has begun leaves its socket for a moment
 }
 
 func (f *fakeRuntime) intercept(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
