@@ -37,7 +37,7 @@ spec:
   mode: %s
   objectives: {cpuWaitP99: 100us, cpuWaitEvent: 200us}
   judge: {minSamples: 5, watchPercent: 50}
-  cpu: {ladder: [cpus, quota], verify: {after: 10m}, hold: 1h}
+  cpu: {ladder: [cpus, quota], verify: {after: 1m}, hold: 1h}
 `
 
 // stage is a node with an online and an offline pod, and the agent's own DaemonSet beside them.

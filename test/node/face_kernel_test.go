@@ -25,7 +25,7 @@ func hurting(t *testing.T) (*fixture, *daemon.Daemon) {
 	f := newFixture(t, `
   mode: enforce
   objectives: {cpuWaitP99: 1ms, cpuWaitEvent: 2ms}
-  cpu: {posture: none, ladder: [idle, quota], hold: 60s, verify: {after: 10m}}
+  cpu: {posture: none, ladder: [idle, quota], hold: 60s, verify: {after: 1m}}
 `)
 	f.idle("batch")
 	d := f.start()

@@ -362,7 +362,7 @@ func TestObserveWritesNothing(t *testing.T) {
 func TestCulpritIsCutAndInnocentIsNot(t *testing.T) {
 	const rules = `
   objectives: {cpuWaitP99: 1ms, cpuWaitEvent: 2ms}
-  cpu: {posture: none, ladder: [idle, quota], hold: 60s, verify: {after: 10m}}
+  cpu: {posture: none, ladder: [idle, quota], hold: 60s, verify: {after: 1m}}
 `
 	f := newFixture(t, "  mode: observe"+rules)
 	d := f.start()

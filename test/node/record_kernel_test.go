@@ -37,7 +37,7 @@ func (f *fixture) verify(dir string) replay.Result {
 func TestRecordingIsVerified(t *testing.T) {
 	const rules = `
   objectives: {cpuWaitP99: 1ms, cpuWaitEvent: 2ms}
-  cpu: {posture: none, ladder: [idle, quota], hold: 60s, verify: {after: 10m}}
+  cpu: {posture: none, ladder: [idle, quota], hold: 60s, verify: {after: 1m}}
 `
 	f := newFixture(t, "  mode: enforce"+rules)
 	dir := filepath.Join(t.TempDir(), "trace")

@@ -61,7 +61,7 @@ metadata: {name: test}
 spec:
   objectives: {cpuWaitP99: 100us, cpuWaitEvent: 200us}
   judge: {minSamples: 5, watchPercent: 50}
-  cpu: {ladder: [cpus, quota], verify: {after: 10m}, hold: 1h}
+  cpu: {ladder: [cpus, quota], verify: {after: 1m}, hold: 1h}
 `
 	if err := os.WriteFile(filepath.Join(o.PolicyDir, "policy.yaml"), []byte(policy), 0o644); err != nil {
 		t.Fatal(err)
