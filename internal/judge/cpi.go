@@ -135,7 +135,7 @@ func (s *State) survey(v *View) {
 			p.known, p.mbps = false, 0
 			for k := v.First[i]; k < v.First[i+1]; k++ {
 				if c := &v.Containers[k].Perf; c.Span > 0 && freshness(v, c.At) == None {
-					p.mbps += mbps(c.LLCMisses*cacheLine, c.Span)
+					p.mbps += mbps(c.LLCMisses*signal.CacheLine, c.Span)
 					p.known = true
 				}
 			}
@@ -143,9 +143,6 @@ func (s *State) survey(v *View) {
 	}
 	t.total(v)
 }
-
-// cacheLine is bytes moved by a miss.
-const cacheLine = 64
 
 // mbps is MB/s (10^6 bytes).
 func mbps(bytes uint64, over time.Duration) uint64 {

@@ -2,6 +2,9 @@ package signal
 
 import "time"
 
+// CacheLine is the bytes that a miss of the last-level cache moves.
+const CacheLine = 64
+
 // PerfSample is what the hardware counters of a container's group counted over Span. Counts are scaled to the whole span
 // when the kernel had to share the hardware counters among several users.
 type PerfSample struct {

@@ -13,7 +13,6 @@ import (
 // What every machine with counters is like here.
 const (
 	gigahertz  = 2.5
-	lineBytes  = 64
 	missCycles = 80 // of a miss on a quiet bus
 	wayBytes   = 2 << 20
 )
@@ -118,7 +117,7 @@ func (p *plant) pulls(pod, victim string) float64 {
 // wants is the traffic that it makes on a quiet bus, MB/s, under its limit.
 func (b *body) wants() float64 {
 	perSecond := b.used * gigahertz * 1e9 / model.CPI(b.Memory.CPI, b.mem.mpki, missCycles, b.slowed())
-	return perSecond * b.mem.mpki / 1000 * lineBytes / 1e6
+	return perSecond * b.mem.mpki / 1000 * signal.CacheLine / 1e6
 }
 
 // slowed is the factor by which a limit of bandwidth makes its misses take longer: MBA delays requests.
@@ -148,7 +147,7 @@ func (p *plant) counters(b *body, c *signal.ContainerSample) {
 		At: at, Span: span, Cycles: uint64(m.cycles), Instructions: uint64(m.instructions), LLCRefs: uint64(3 * m.misses), LLCMisses: uint64(m.misses),
 		BusyNS: uint64(m.cycles / gigahertz), RunningPercent: 100,
 	}
-	bytes, held := uint64(m.misses*lineBytes), uint64(m.held*wayBytes)
+	bytes, held := uint64(m.misses*signal.CacheLine), uint64(m.held*wayBytes)
 	c.RDT = signal.RDTSample{
 		At: at, Span: span, State: signal.RDTOK, OccupancyBytes: held, TotalBytes: bytes, LocalBytes: bytes,
 		Domains: []signal.RDTDomainSample{{OccupancyBytes: held, TotalBytes: bytes, LocalBytes: bytes}},

@@ -154,7 +154,7 @@ func trafficOf(w *world) traffic {
 			}
 		}
 		if p := &c.Perf; p.Span > 0 {
-			rate := perSecond(p.LLCMisses*lineBytes, p.Span)
+			rate := perSecond(p.LLCMisses*signal.CacheLine, p.Span)
 			byMisses += rate
 			if w.class[c.Pod] == policy.Offline {
 				offlineByMisses += rate
@@ -173,8 +173,6 @@ func trafficOf(w *world) traffic {
 	t.all = max(t.all, machine)
 	return t
 }
-
-const lineBytes = 64
 
 // perSecond is a rate in MB/s.
 func perSecond(bytes uint64, span time.Duration) float64 {

@@ -4,7 +4,6 @@ package rdt_test
 
 import (
 	"fmt"
-	"os/exec"
 	"path"
 	"slices"
 	"strconv"
@@ -47,15 +46,7 @@ func TestRigGoresctrlAllocation(t *testing.T) {
 	if _, _, err := f.SetLimits("ours", []rdt.Line{{"L3", []rdt.Domain{{0, 0x70}}}, {"MB", []rdt.Domain{{0, 40}}}}); err != nil {
 		t.Fatal(err)
 	}
-	sleep := exec.Command("sleep", "1000")
-	if err := sleep.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		_ = sleep.Process.Kill() // it may have ended
-		_ = sleep.Wait()
-	}()
-	pid := sleep.Process.Pid
+	pid := sleeper(t)
 	if _, err := f.Move("ours", pid); err != nil {
 		t.Fatal(err)
 	}

@@ -61,18 +61,24 @@ func moveAll(t *testing.T, f *rdt.FS, group string, pid int) {
 	}
 }
 
-// TestRigRules holds the fake's rules against the kernel's.
-func TestRigRules(t *testing.T) {
-	root := guest.Mount(t)
+// sleeper is the PID of a process that does nothing and ends with the test.
+func sleeper(t *testing.T) int {
+	t.Helper()
 	sleep := exec.Command("sleep", "1000")
 	if err := sleep.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
+	t.Cleanup(func() {
 		_ = sleep.Process.Kill() // it may have ended
 		_ = sleep.Wait()
-	}()
-	testRules(t, world{rdt.Dir(root), sleep.Process.Pid, !strings.HasPrefix(release(t), "6.1.")})
+	})
+	return sleep.Process.Pid
+}
+
+// TestRigRules holds the fake's rules against the kernel's.
+func TestRigRules(t *testing.T) {
+	root := guest.Mount(t)
+	testRules(t, world{rdt.Dir(root), sleeper(t), !strings.HasPrefix(release(t), "6.1.")})
 }
 
 func TestRigCounters(t *testing.T) {

@@ -70,7 +70,7 @@ func New(t *testing.T, width, height int) *Tab {
 	tab := &Tab{t: t, out: out, waiting: map[int]chan message{}, ended: make(chan struct{})}
 	tab.cmd = exec.Command(program, "--headless", "--no-sandbox", "--remote-debugging-pipe", "--user-data-dir="+profile, "--no-first-run",
 		"--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update", "--hide-scrollbars", "about:blank")
-	tab.cmd.Env = append(os.Environ(), "HOME="+profile)
+	tab.cmd.Env = append(os.Environ(), "HOME="+profile, "TMPDIR="+profile) // its sockets would stay behind in /tmp
 	tab.cmd.ExtraFiles = []*os.File{theirIn, theirOut}
 	tab.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := tab.cmd.Start(); err != nil {
