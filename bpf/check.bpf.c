@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 // Lets the Go tests call the parts of the programs that can be called alone. Not part of the agent.
+#include "clock.bpf.h"
 #include "histogram.bpf.h"
 #include "kernel.bpf.h"
 #include "quota.bpf.h"
@@ -66,5 +67,22 @@ int qos_check_run(struct qos_check_log *ctx)
 	if (!c)
 		return 1;
 	qos_log_run(c, ctx->slot, ctx->now, ctx->lost);
+	return 0;
+}
+
+struct qos_check_clock {
+	u64 mono, now;
+	u64 late;
+};
+
+// qos_check_late holds the run queue's clock of CPU 0 against the other.
+SEC("syscall")
+int qos_check_late(struct qos_check_clock *ctx)
+{
+	u32 cpu = 0;
+	struct qos_cpu *c = bpf_map_lookup_elem(&qos_cpus, &cpu);
+	if (!c)
+		return 1;
+	ctx->late = qos_late_by(c, ctx->mono, ctx->now);
 	return 0;
 }

@@ -15,6 +15,7 @@ typedef signed long long s64;
 #define SEC(name) __attribute__((section(name), used))
 #define __always_inline inline __attribute__((always_inline))
 #define __noinline __attribute__((noinline))
+#define __unused __attribute__((unused))
 #define __uint(name, val) int(*name)[val]
 #define __type(name, val) typeof(val) *name
 #define likely(x) __builtin_expect(!!(x), 1)
@@ -25,8 +26,13 @@ typedef signed long long s64;
 #define BPF_MAP_TYPE_ARRAY 2
 #define BPF_MAP_TYPE_LRU_HASH 9
 #define BPF_MAP_TYPE_RINGBUF 27
+#define BPF_CLOCK_MONOTONIC 1
 #define BPF_F_MMAPABLE (1U << 10)
 #define BPF_RB_FORCE_WAKEUP (1ULL << 1)
+
+struct bpf_timer {
+	u64 opaque[2];
+} __attribute__((aligned(8)));
 
 static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
 static long (*bpf_probe_read_kernel)(void *dst, u32 size, const void *src) = (void *)113;
@@ -35,6 +41,9 @@ static u64 (*bpf_ktime_get_ns)(void) = (void *)5;
 static u32 (*bpf_get_smp_processor_id)(void) = (void *)8;
 static void *(*bpf_ringbuf_reserve)(void *map, u64 size, u64 flags) = (void *)131;
 static void (*bpf_ringbuf_submit)(void *data, u64 flags) = (void *)132;
+static long (*bpf_timer_init)(struct bpf_timer *timer, void *map, u64 clock) = (void *)169;
+static long (*bpf_timer_set_callback)(struct bpf_timer *timer, void *callback) = (void *)170;
+static long (*bpf_timer_start)(struct bpf_timer *timer, u64 ns, u64 flags) = (void *)171;
 
 // exists(field) is decided at load: code for a kernel that has no such field is then dead and dropped.
 #define exists(field) __builtin_preserve_field_info(field, 2)

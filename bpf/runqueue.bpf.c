@@ -4,6 +4,8 @@
 // The scheduler stamps every enqueue (sched_info.last_queued, in the run queue's clock) and the stamp is still there when the
 // sched_switch tracepoint fires for the task that is about to run. So there is no hook on wakeups and no entry that could go
 // stale when a task exits.
+#include "clock.bpf.h"
+#include "event.bpf.h"
 #include "histogram.bpf.h"
 #include "kernel.bpf.h"
 #include "quota.bpf.h"
@@ -25,12 +27,6 @@ const volatile u64 qos_event_gap = 1000000; // ns between two events of one vict
 #define QOS_OFTEN_WEIGHT 100	   // waits that make one long wait as good as forgotten: a hundredth of them may be long
 #define QOS_OFTEN_LEVEL 250	   // three long waits with less than fifty others among them, or more of both
 #define QOS_OFTEN_WITHIN 50000000 // ns; two long waits that are further apart have nothing to do with each other
-
-// Set at any time.
-volatile struct {
-	u64 event; // a wait in ns above which a victim gives an event; 0: never
-	u64 often; // a wait in ns of which only a hundredth may be longer for other containers' sake; 0: all may
-} qos_bounds = {};
 
 // qos_counters is one copy of a slot's counters. 32 bits do for the buckets: they are read several times a second and
 // user space adds up the differences.
@@ -66,17 +62,6 @@ struct qos_task {
 	u64 check; // two tasks may write at a time: an entry that is a mixture does not add up
 };
 
-struct qos_event {
-	u64 at; // CLOCK_MONOTONIC
-	u64 wait;
-	u64 part;
-	u32 victim;
-	u32 culprit;
-	s32 pid;
-	s32 cpu;
-	u64 often; // the wait is within the bound of events, but one of too many long ones
-};
-
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
@@ -91,11 +76,6 @@ struct {
 	__type(key, u32);
 	__type(value, struct qos_task);
 } qos_tasks SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 4096);
-} qos_events SEC(".maps");
 
 // With a copy for every CPU nobody else writes; an ordinary addition is a third of the cost of an atomic one.
 #define qos_add(field, n)                                                                                          \
@@ -151,23 +131,20 @@ static __always_inline struct qos_row *qos_row_of(u32 row)
 	return bpf_map_lookup_elem(&qos_rows, &row);
 }
 
-static __always_inline void qos_send(struct qos_cpu *c, struct qos_walk *w, u64 at, u64 wait, u64 often)
+static __always_inline void qos_tell_wait(struct qos_cpu *c, struct qos_walk *w, u64 at, u64 wait, u32 kind)
 {
-	struct qos_event *e = bpf_ringbuf_reserve(&qos_events, sizeof(*e), 0);
-	if (!e) {
+	struct qos_event e = {
+		.at = at,
+		.wait = wait,
+		.part = w->best_ns,
+		.victim = w->slot,
+		.culprit = w->best,
+		.pid = w->pid,
+		.cpu = w->cpu,
+		.kind = kind,
+	};
+	if (qos_tell(&e))
 		c->events_lost++;
-		return;
-	}
-	e->at = at;
-	e->wait = wait;
-	e->part = w->best_ns;
-	e->victim = w->slot;
-	e->culprit = w->best;
-	e->pid = w->pid;
-	e->cpu = w->cpu;
-	e->often = often;
-	// Wake the reader now, not when it has caught up: it may be asleep though it has not.
-	bpf_ringbuf_submit(e, BPF_RB_FORCE_WAKEUP);
 }
 
 // qos_often takes a long wait for others, and reports whether there are too many of them: a sequential test of whether the share of
@@ -238,13 +215,13 @@ __noinline int qos_blame_wait(struct qos_cpu *c, struct qos_group *g, struct qos
 		return 0;
 	}
 	row->last_event = at;
-	qos_send(c, w, at, wait, !single);
+	qos_tell_wait(c, w, at, wait, single ? QOS_EVENT_LONG : QOS_EVENT_OFTEN);
 	return 0;
 }
 
-// qos_arrive accounts the wait of p, which is about to run on the CPU.
+// qos_arrive accounts the wait of p, which is about to run on the CPU, late ns after its run queue's clock was read.
 static __always_inline void qos_arrive(struct qos_cpu *c, u32 cpu, struct task_struct *p, struct qos_group *g, u64 id, u64 now,
-				       u64 lost)
+				       u64 late, u64 lost)
 {
 	u64 queued = p->sched_info.last_queued;
 	if (unlikely(!queued))
@@ -277,7 +254,8 @@ static __always_inline void qos_arrive(struct qos_cpu *c, u32 cpu, struct task_s
 		return;
 	}
 
-	u64 wait = here + was.elsewhere;
+	u64 wait = here + late + was.elsewhere; // the kernel's account, which t->base follows, has no late
+	c->late_ns += late;
 	struct qos_counters *n = qos_counters_of(g->slot, cpu);
 	if (unlikely(!n))
 		return;
@@ -295,8 +273,8 @@ static __always_inline void qos_arrive(struct qos_cpu *c, u32 cpu, struct task_s
 	struct qos_walk w = {
 		.group = id,
 		.from = queued,
-		.to = now,
-		.now = now,
+		.to = now + late,
+		.now = now + late,
 		.lost = lost,
 		.pid = p->pid,
 		.cpu = cpu,
@@ -344,7 +322,7 @@ int qos_sched_switch(u64 *ctx)
 
 	struct rq *rq = next->se.cfs_rq->rq;
 	u64 now = rq->clock;
-	u64 lost = now - rq->clock_task;
+	u64 lost = now - rq->clock_task, late = 0;
 	u32 slot = QOS_SLOT_SYSTEM;
 	c->rq = (u64)rq;
 
@@ -357,10 +335,13 @@ int qos_sched_switch(u64 *ctx)
 		struct qos_group *g = qos_group_of(id);
 		if (g) {
 			slot = g->slot;
-			qos_arrive(c, cpu, next, g, id, now, lost);
+			late = qos_late(c, now);
+			qos_arrive(c, cpu, next, g, id, now, late, lost);
 		}
 	}
-	qos_log_run(c, slot, now, lost);
+	if (now - c->gap_at > QOS_GAP_EVERY)
+		qos_late(c, now);
+	qos_log_run(c, slot, now + late, lost);
 	return 0;
 }
 

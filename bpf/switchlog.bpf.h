@@ -42,6 +42,10 @@ struct qos_cpu {
 	u64 short_walks;
 	u64 bad_stamps;
 	u64 quota_lost;
+	u64 late_ns; // part of all waits, see clock.bpf.h
+	u64 gap, gap_before; // CLOCK_MONOTONIC less rq clock: the least of this window and of the one before
+	u64 gap_since;	     // CLOCK_MONOTONIC at the window's beginning
+	u64 gap_at;	     // rq clock of the last look
 	struct qos_run runs[QOS_LOG];
 };
 

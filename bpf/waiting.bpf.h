@@ -2,8 +2,8 @@
 // Who is waiting right now?
 //
 // A wait is accounted when it ends. One that does not end for a long time is the worst there is, and nothing happens on its CPU by which
-// it could be noticed: whoever runs there just goes on. So user space asks now and then, and this looks at the run queues from
-// outside, without their locks. What it reads may be torn or gone by the time; every pointer is read in a way that cannot fault,
+// it could be noticed: whoever runs there just goes on. So this looks at the run queues now and then, from outside and without their
+// locks. What it reads may be torn or gone by the time; every pointer is read in a way that cannot fault,
 // and a wait that is not there is one that user space finds nobody to blame for.
 //
 // The scheduler keeps a list of the groups that have something queued on a CPU. Of each that belongs to a victim, and of which no task
@@ -11,12 +11,15 @@
 #ifndef QOS_WAITING_BPF_H
 #define QOS_WAITING_BPF_H
 
+#include "event.bpf.h"
 #include "group.bpf.h"
 #include "switchlog.bpf.h"
 
 #define QOS_WAITING 64	// waits that are told at a time
 #define QOS_LEAVES 128	// groups that are looked at of a CPU
 #define QOS_CPUS 4096
+
+const volatile u32 qos_cpu_count = 1; // set before the programs are loaded
 
 struct qos_waiting {
 	u64 queued;    // rq clock
@@ -27,14 +30,17 @@ struct qos_waiting {
 };
 
 struct qos_waiters {
+	u64 looks, look_ns; // how many there were and what they took; of the timer only, whose time is in no other account
 	u64 n;
 	struct qos_waiting at[QOS_WAITING];
 };
 
+enum { QOS_WAITS_ASKED, QOS_WAITS_WATCHED, QOS_WAITS_N }; // whose look it was: user space's, or the timer's
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 1);
+	__uint(max_entries, QOS_WAITS_N);
 	__type(key, u32);
 	__type(value, struct qos_waiters);
 } qos_waits SEC(".maps");
@@ -134,22 +140,80 @@ __noinline int qos_look_on(struct qos_waiters *all, u32 cpu, u64 bound)
 
 struct qos_look_args {
 	u64 bound; // ns
-	u64 cpus;
 };
 
+// qos_look finds the waits that are longer than a bound.
 SEC("syscall")
 int qos_look(struct qos_look_args *ctx)
 {
-	u32 zero = 0;
-	struct qos_waiters *all = bpf_map_lookup_elem(&qos_waits, &zero);
-	u64 bound = ctx->bound, cpus = ctx->cpus;
+	u32 asked = QOS_WAITS_ASKED;
+	struct qos_waiters *all = bpf_map_lookup_elem(&qos_waits, &asked);
+	u64 bound = ctx->bound;
 
 	if (!all)
 		return 0;
 	all->n = 0;
-	for (u32 cpu = 0; cpu < QOS_CPUS && cpu < cpus; cpu++)
+	for (u32 cpu = 0; cpu < QOS_CPUS && cpu < qos_cpu_count; cpu++)
 		qos_look_on(all, cpu, bound);
 	return 0;
+}
+
+struct qos_watch {
+	struct bpf_timer timer;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct qos_watch);
+} qos_watches SEC(".maps");
+
+// qos_watch_look is what the timer does, in a soft interrupt: look whether there is such a wait, and tell. Who waits and who runs meanwhile
+// is asked by user space then. A timer of user space does the same, but waking a thread a hundred times a second only to
+// find nothing costs many times what the look does.
+static int qos_watch_look(__unused void *map, __unused u32 *key, struct qos_watch *w)
+{
+	u64 every = qos_bounds.watch, bound = qos_bounds.event;
+	u32 watched = QOS_WAITS_WATCHED;
+	struct qos_waiters *all = bpf_map_lookup_elem(&qos_waits, &watched);
+
+	if (!all || !every || !bound)
+		return 0; // and not again
+	u64 at = bpf_ktime_get_ns();
+	all->n = 0;
+	for (u32 cpu = 0; cpu < QOS_CPUS && cpu < qos_cpu_count && !all->n; cpu++)
+		qos_look_on(all, cpu, bound);
+	if (all->n) {
+		struct qos_waiting *w = &all->at[0];
+		struct qos_event e = {
+			.at = at,
+			.wait = w->now - w->queued,
+			.victim = w->slot,
+			.pid = w->pid,
+			.cpu = w->cpu,
+			.kind = QOS_EVENT_GOES_ON,
+		};
+		qos_tell(&e); // if there is no room, user space has enough to do
+	}
+	all->looks++;
+	all->look_ns += bpf_ktime_get_ns() - at;
+	bpf_timer_start(&w->timer, every, 0);
+	return 0;
+}
+
+// qos_watch_start starts the timer, or starts it again. It ends by itself when the bounds say so.
+SEC("syscall")
+int qos_watch_start(__unused void *ctx)
+{
+	u32 zero = 0;
+	struct qos_watch *w = bpf_map_lookup_elem(&qos_watches, &zero);
+	if (!w)
+		return 1;
+	bpf_timer_init(&w->timer, &qos_watches, BPF_CLOCK_MONOTONIC); // says EBUSY if that was done before
+	if (bpf_timer_set_callback(&w->timer, qos_watch_look))
+		return 2;
+	return bpf_timer_start(&w->timer, qos_bounds.watch, 0) ? 3 : 0;
 }
 
 #endif

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/qos-agent/qos-agent/bench/lab"
+	"github.com/qos-agent/qos-agent/internal/clock"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
 	"golang.org/x/sys/unix"
 )
@@ -144,12 +145,12 @@ func wakeups(cpu int, length time.Duration) (out []wakeup) {
 		_ = unix.SchedSetaffinity(0, &all)
 	}()
 	out = make([]wakeup, 0, int(length/time.Millisecond)+1)
-	start := monotonic()
+	start := int64(clock.System{}.Now())
 	end := start + int64(length)
 	for due := start + 1e6; due < end; due += 1e6 {
 		ts := unix.NsecToTimespec(due)
 		_ = unix.ClockNanosleep(unix.CLOCK_MONOTONIC, unix.TIMER_ABSTIME, &ts, nil) // woken early shows as not late
-		now := monotonic()
+		now := int64(clock.System{}.Now())
 		out = append(out, wakeup{due, now})
 		if behind := now - due; behind > 1e6 {
 			due += behind / 1e6 * 1e6 // the wake-ups that were missed belong to the same stall
@@ -158,8 +159,8 @@ func wakeups(cpu int, length time.Duration) (out []wakeup) {
 	return out
 }
 
-// wakeup is when it was due, and when it was.
-type wakeup stallOf
+// wakeup is when it was due, and when it was, in ns of CLOCK_MONOTONIC.
+type wakeup struct{ from, to int64 }
 
 func (w wakeup) late() float64 { return float64(w.to-w.from) / 1e3 }
 

@@ -26,7 +26,8 @@ import (
 
 type cli struct {
 	Out    string `default:"bench/results" help:"Directory for the results."`
-	Bursts int    `default:"30" help:"Bursts per situation."`
+	Bursts int    `default:"100" help:"Bursts per situation."`
+	Part   string `default:"all" enum:"all,surges,situations" help:"Measure only one part (${enum}), and write no result."`
 	Short  int    `default:"12" help:"Surges of each short length, per protection; long ones are fewer."`
 	Seed   uint64 `default:"1" help:"Of arrivals and of waits between surges."`
 }
@@ -67,11 +68,18 @@ func (c *cli) Run(ctx context.Context) (err error) {
 		return err
 	}
 	r := result{Machine: lab.ThisMachine(), Bursts: c.Bursts, Situations: map[string]reactionRow{}, Protections: map[string]*surgeRow{}}
-	if err := c.surges(ctx, s, &r); err != nil {
-		return err
+	if c.Part != "situations" {
+		if err := c.surges(ctx, s, &r); err != nil {
+			return err
+		}
 	}
-	if err := c.situations(ctx, s, r.Situations); err != nil {
-		return err
+	if c.Part != "surges" {
+		if err := c.situations(ctx, s, r.Situations); err != nil {
+			return err
+		}
+	}
+	if c.Part != "all" {
+		return nil
 	}
 	return lab.WriteResult(c.Out, "reaction.json", r)
 }

@@ -55,13 +55,16 @@ type loop struct {
 	decide *decide.State
 	last   decide.Decision // of the last tick
 
-	snapshot *signal.Snapshot // of the last tick
-	event    ebpf.Event       // reused
-	bound    time.Duration    // of a wait that has not ended; 0: nobody looks
-	looked   time.Duration
-	waiting  []ebpf.Event     // reused
-	refused  []signal.Refusal // since the last tick
-	rounds   time.Duration
+	snapshot   *signal.Snapshot // of the last tick
+	event      ebpf.Event       // reused
+	bound      time.Duration    // of a wait that has not ended; 0: nobody looks
+	looked     time.Duration    //
+	watched    bool             // the kernel looks, and tells
+	told       bool             // it has told, and who it is has not been asked yet
+	complained bool             // that it does not
+	waiting    []ebpf.Event     // reused
+	refused    []signal.Refusal // since the last tick
+	rounds     time.Duration
 
 	baselinesAt time.Duration // when they were last handed over
 	began       time.Duration
@@ -232,7 +235,7 @@ func (l *loop) mayAct(now time.Duration) {
 func (l *loop) onEvents() {
 	var first time.Duration
 	n := 0
-	for ; n < maxEventsAStep; n++ {
+	for n < maxEventsAStep {
 		ok, err := l.o.Tracer.ReadEvent(&l.event)
 		if err != nil {
 			l.o.Log.Warn("read events", "error", err)
@@ -241,10 +244,15 @@ func (l *loop) onEvents() {
 		if !ok {
 			break
 		}
+		if l.event.GoesOn {
+			l.told = true
+			continue
+		}
 		if n == 0 {
 			first = l.event.At
 		}
 		l.o.Collector.AddEvent(&l.event)
+		n++
 	}
 	if n == 0 {
 		return
@@ -260,19 +268,29 @@ func (l *loop) onEvents() {
 
 // nextLook is how long the loop may sleep until it has to look who is waiting; 0: for ever.
 func (l *loop) nextLook() time.Duration {
-	if l.bound == 0 {
+	if l.bound == 0 || l.watched {
 		return 0
 	}
 	return max(time.Millisecond, l.looked+max(lookEvery, l.bound)-l.o.Clock.Now())
 }
 
+// dueToLook tells whether it is time to look who is waiting.
+func (l *loop) dueToLook() bool {
+	switch {
+	case l.bound == 0 || l.snapshot == nil:
+		return false
+	case l.watched:
+		return l.told
+	}
+	return l.o.Clock.Now()-l.looked >= max(lookEvery, l.bound)-time.Millisecond
+}
+
 // look takes a step for long waits that have not ended.
 func (l *loop) look() {
-	now := l.o.Clock.Now()
-	if l.bound == 0 || l.snapshot == nil || now-l.looked < max(lookEvery, l.bound)-time.Millisecond {
+	if !l.dueToLook() {
 		return
 	}
-	l.looked = now
+	l.told, l.looked = false, l.o.Clock.Now()
 	var err error
 	if l.waiting, err = l.o.Tracer.Waiting(l.bound, l.waiting[:0]); err != nil {
 		l.o.Log.Warn("look who waits", "error", err)
@@ -336,6 +354,15 @@ func (l *loop) setBounds(o policy.Objectives, class []policy.Class) {
 	l.bound = 0
 	if slices.Contains(class, policy.Online) && slices.Contains(class, policy.Offline) {
 		l.bound = o.CPUWaitEvent.D()
+	}
+	every := time.Duration(0)
+	if l.bound > 0 {
+		every = max(lookEvery, l.bound)
+	}
+	var err error
+	if l.watched, err = l.o.Tracer.Watch(every); err != nil && !l.complained {
+		l.complained = true
+		l.o.Log.Warn("the agent looks itself who waits, which costs it more", "reason", err)
 	}
 }
 

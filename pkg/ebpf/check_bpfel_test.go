@@ -13,6 +13,13 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type checkQosCheckClock struct {
+	_    structs.HostLayout
+	Mono uint64
+	Now  uint64
+	Late uint64
+}
+
 type checkQosCheckHist struct {
 	_      structs.HostLayout
 	Ns     uint64
@@ -50,6 +57,11 @@ type checkQosCpu struct {
 	ShortWalks       uint64
 	BadStamps        uint64
 	QuotaLost        uint64
+	LateNs           uint64
+	Gap              uint64
+	GapBefore        uint64
+	GapSince         uint64
+	GapAt            uint64
 	Runs             [256]struct {
 		_        structs.HostLayout
 		Start    uint64
@@ -88,6 +100,7 @@ const (
 	checkMapQosSums            = "qos_sums"
 	checkProgQosCheckAttribute = "qos_check_attribute"
 	checkProgQosCheckHistIndex = "qos_check_hist_index"
+	checkProgQosCheckLate      = "qos_check_late"
 	checkProgQosCheckRun       = "qos_check_run"
 	checkVarQosGroupBits       = "qos_group_bits"
 	checkVarQosSlots           = "qos_slots"
@@ -137,6 +150,7 @@ type checkSpecs struct {
 type checkProgramSpecs struct {
 	QosCheckAttribute *ebpf.ProgramSpec `ebpf:"qos_check_attribute"`
 	QosCheckHistIndex *ebpf.ProgramSpec `ebpf:"qos_check_hist_index"`
+	QosCheckLate      *ebpf.ProgramSpec `ebpf:"qos_check_late"`
 	QosCheckRun       *ebpf.ProgramSpec `ebpf:"qos_check_run"`
 }
 
@@ -213,6 +227,7 @@ type checkVariables struct {
 type checkPrograms struct {
 	QosCheckAttribute *ebpf.Program `ebpf:"qos_check_attribute"`
 	QosCheckHistIndex *ebpf.Program `ebpf:"qos_check_hist_index"`
+	QosCheckLate      *ebpf.Program `ebpf:"qos_check_late"`
 	QosCheckRun       *ebpf.Program `ebpf:"qos_check_run"`
 }
 
@@ -220,6 +235,7 @@ func (p *checkPrograms) Close() error {
 	return _CheckClose(
 		p.QosCheckAttribute,
 		p.QosCheckHistIndex,
+		p.QosCheckLate,
 		p.QosCheckRun,
 	)
 }

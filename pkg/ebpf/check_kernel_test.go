@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
@@ -208,6 +209,48 @@ func TestAttributionAgreesWithModel(t *testing.T) {
 		}
 		if ctx.BestNs != most || have[ctx.Best] != most {
 			t.Fatalf("the largest share is %d ns of slot %d, want %d ns", ctx.BestNs, ctx.Best, most)
+		}
+	})
+}
+
+// The run queue's clock is read now and then, by a counter that runs up to 500 ppm faster or slower than the other.
+func TestLateIsWhatTheClockIsOld(t *testing.T) {
+	objs := newCheck(t)
+	rapid.Check(t, func(t *rapid.T) {
+		must(t, objs.QosCpus.Put(uint32(0), &checkQosCpu{}))
+		const window, drift = 100 * time.Millisecond, 100 * time.Microsecond
+		rate := 1 + rapid.Float64Range(-500e-6, 500e-6).Draw(t, "rate")
+		apart := rapid.Uint64().Draw(t, "apart")
+		mono := uint64(time.Hour)
+		late := func(old uint64) time.Duration {
+			ctx := checkQosCheckClock{Mono: mono, Now: uint64(float64(mono-old)*rate) + apart}
+			call(t, objs.QosCheckLate, &ctx)
+			return time.Duration(ctx.Late)
+		}
+		late(0)
+		fresh := mono
+		for range rapid.IntRange(1, 300).Draw(t, "switches") {
+			mono += rapid.Uint64Range(1, uint64(5*time.Millisecond)).Draw(t, "passes")
+			old := rapid.SampledFrom([]uint64{0, 0, 1000, 300_000, uint64(15 * time.Millisecond)}).Draw(t, "old")
+			have := late(old)
+			if have > time.Duration(old)+drift {
+				t.Fatalf("the clock is %v old, %v is seen", time.Duration(old), have)
+			}
+			if time.Duration(mono-fresh) < window && have < time.Duration(old)-drift {
+				t.Fatalf("the clock is %v old, only %v is seen; it was new %v ago", time.Duration(old), have, time.Duration(mono-fresh))
+			}
+			if old == 0 {
+				fresh = mono
+			}
+		}
+		// One of them jumps: that may be taken for age for a moment, and not for longer.
+		apart += rapid.Uint64().Draw(t, "jump")
+		for range 3 * window / time.Millisecond {
+			mono += uint64(time.Millisecond)
+			late(0)
+		}
+		if have := late(0); have > drift {
+			t.Fatalf("after a jump %v are seen of a clock that is new", have)
 		}
 	})
 }

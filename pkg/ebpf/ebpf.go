@@ -81,6 +81,9 @@ type Event struct {
 	// Often: it is not so long that it counts alone, but it is one of too many that exceed the lower bound. After such an event
 	// it takes as many long waits again until the next.
 	Often bool
+	// GoesOn: somebody is waiting and has not been dispatched yet (see [Tracer.Watch]). The event says no more than that: ask
+	// [Tracer.Waiting].
+	GoesOn bool
 	// Ongoing: the task is still waiting (see [Tracer.Waiting]), and Parts are what every slot has had of its wait so far.
 	Ongoing bool
 	Parts   []Part
@@ -92,11 +95,13 @@ type Stats struct {
 	EventsSuppressed uint64 // a victim's events came faster than EventGap
 	ShortWalks       uint64 // the log did not reach back to the start of a wait
 	BadStamps        uint64 // waits dropped because the scheduler's stamp was wrong (a clock that went back, a sleeping task that was moved)
+	LateNS           uint64 // part of all waits that is not in the kernel's own account, because its clock was not read
 	QuotaLost        uint64 // throttlings that were not noted because their table was full
 	Programs         []ProgramStats
 }
 
-// ProgramStats is a BPF program's cost; zero unless run-time statistics are on (see Options.RunStats).
+// ProgramStats is a BPF program's cost; zero unless run-time statistics are on (see Options.RunStats), but for qos_watch_look, which runs in
+// a timer and takes its own time.
 type ProgramStats struct {
 	Name  string
 	RunNS uint64

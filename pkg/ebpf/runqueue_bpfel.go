@@ -34,6 +34,11 @@ type runqueueQosCpu struct {
 	ShortWalks       uint64
 	BadStamps        uint64
 	QuotaLost        uint64
+	LateNs           uint64
+	Gap              uint64
+	GapBefore        uint64
+	GapSince         uint64
+	GapAt            uint64
 	Runs             [256]struct {
 		_        structs.HostLayout
 		Start    uint64
@@ -53,7 +58,6 @@ type runqueueQosGroup struct {
 type runqueueQosLookArgs struct {
 	_     structs.HostLayout
 	Bound uint64
-	Cpus  uint64
 }
 
 type runqueueQosQuota struct {
@@ -80,9 +84,11 @@ type runqueueQosRow struct {
 }
 
 type runqueueQosWaiters struct {
-	_  structs.HostLayout
-	N  uint64
-	At [64]struct {
+	_      structs.HostLayout
+	Looks  uint64
+	LookNs uint64
+	N      uint64
+	At     [64]struct {
 		_      structs.HostLayout
 		Queued uint64
 		Now    uint64
@@ -108,10 +114,13 @@ const (
 	runqueueMapQosSums          = "qos_sums"
 	runqueueMapQosTasks         = "qos_tasks"
 	runqueueMapQosWaits         = "qos_waits"
+	runqueueMapQosWatches       = "qos_watches"
 	runqueueProgQosLook         = "qos_look"
 	runqueueProgQosSchedMigrate = "qos_sched_migrate"
 	runqueueProgQosSchedSwitch  = "qos_sched_switch"
+	runqueueProgQosWatchStart   = "qos_watch_start"
 	runqueueVarQosBounds        = "qos_bounds"
+	runqueueVarQosCpuCount      = "qos_cpu_count"
 	runqueueVarQosEventGap      = "qos_event_gap"
 	runqueueVarQosGroupBits     = "qos_group_bits"
 	runqueueVarQosShards        = "qos_shards"
@@ -165,6 +174,7 @@ type runqueueProgramSpecs struct {
 	QosLook         *ebpf.ProgramSpec `ebpf:"qos_look"`
 	QosSchedMigrate *ebpf.ProgramSpec `ebpf:"qos_sched_migrate"`
 	QosSchedSwitch  *ebpf.ProgramSpec `ebpf:"qos_sched_switch"`
+	QosWatchStart   *ebpf.ProgramSpec `ebpf:"qos_watch_start"`
 }
 
 // runqueueMapSpecs contains maps before they are loaded into the kernel.
@@ -181,6 +191,7 @@ type runqueueMapSpecs struct {
 	QosSums         *ebpf.MapSpec `ebpf:"qos_sums"`
 	QosTasks        *ebpf.MapSpec `ebpf:"qos_tasks"`
 	QosWaits        *ebpf.MapSpec `ebpf:"qos_waits"`
+	QosWatches      *ebpf.MapSpec `ebpf:"qos_watches"`
 }
 
 // runqueueVariableSpecs contains global variables before they are loaded into the kernel.
@@ -188,6 +199,7 @@ type runqueueMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type runqueueVariableSpecs struct {
 	QosBounds    *ebpf.VariableSpec `ebpf:"qos_bounds"`
+	QosCpuCount  *ebpf.VariableSpec `ebpf:"qos_cpu_count"`
 	QosEventGap  *ebpf.VariableSpec `ebpf:"qos_event_gap"`
 	QosGroupBits *ebpf.VariableSpec `ebpf:"qos_group_bits"`
 	QosShards    *ebpf.VariableSpec `ebpf:"qos_shards"`
@@ -226,6 +238,7 @@ type runqueueMaps struct {
 	QosSums         *ebpf.Map `ebpf:"qos_sums"`
 	QosTasks        *ebpf.Map `ebpf:"qos_tasks"`
 	QosWaits        *ebpf.Map `ebpf:"qos_waits"`
+	QosWatches      *ebpf.Map `ebpf:"qos_watches"`
 }
 
 func (m *runqueueMaps) Close() error {
@@ -240,6 +253,7 @@ func (m *runqueueMaps) Close() error {
 		m.QosSums,
 		m.QosTasks,
 		m.QosWaits,
+		m.QosWatches,
 	)
 }
 
@@ -248,6 +262,7 @@ func (m *runqueueMaps) Close() error {
 // It can be passed to loadRunqueueObjects or ebpf.CollectionSpec.LoadAndAssign.
 type runqueueVariables struct {
 	QosBounds    *ebpf.Variable `ebpf:"qos_bounds"`
+	QosCpuCount  *ebpf.Variable `ebpf:"qos_cpu_count"`
 	QosEventGap  *ebpf.Variable `ebpf:"qos_event_gap"`
 	QosGroupBits *ebpf.Variable `ebpf:"qos_group_bits"`
 	QosShards    *ebpf.Variable `ebpf:"qos_shards"`
@@ -263,6 +278,7 @@ type runqueuePrograms struct {
 	QosLook         *ebpf.Program `ebpf:"qos_look"`
 	QosSchedMigrate *ebpf.Program `ebpf:"qos_sched_migrate"`
 	QosSchedSwitch  *ebpf.Program `ebpf:"qos_sched_switch"`
+	QosWatchStart   *ebpf.Program `ebpf:"qos_watch_start"`
 }
 
 func (p *runqueuePrograms) Close() error {
@@ -270,6 +286,7 @@ func (p *runqueuePrograms) Close() error {
 		p.QosLook,
 		p.QosSchedMigrate,
 		p.QosSchedSwitch,
+		p.QosWatchStart,
 	)
 }
 

@@ -122,10 +122,15 @@ func load(o Options) (*Tracer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if t.coll, err = ebpf.NewCollection(spec); err != nil {
-		return nil, err
+	if t.coll, err = ebpf.NewCollection(spec.Copy()); err != nil {
+		// Timers came with 5.15; what has none can do the rest.
+		delete(spec.Programs, runqueueProgQosWatchStart)
+		delete(spec.Maps, runqueueMapQosWatches)
+		if t.coll, err = ebpf.NewCollection(spec); err != nil {
+			return nil, err
+		}
 	}
-	if err := t.open(o, cpus); err != nil {
+	if err := t.open(o); err != nil {
 		return nil, errors.Join(err, t.Close())
 	}
 	return t, nil
@@ -152,6 +157,7 @@ func (t *Tracer) spec(o Options, cpus int) (*ebpf.CollectionSpec, error) {
 	}
 	for name, v := range map[string]any{
 		runqueueVarQosGroupBits: uint32(t.groups.bits),
+		runqueueVarQosCpuCount:  uint32(cpus),
 		runqueueVarQosSlots:     uint32(o.MaxSlots),
 		runqueueVarQosShards:    uint32(t.shards),
 		runqueueVarQosShared:    flag(cpus > t.shards),
@@ -175,7 +181,7 @@ func flag(b bool) uint8 {
 func ceilPow2(n int) int { return 1 << bits.Len(uint(n-1)) }
 
 // open maps the counters and attaches the programs; nothing is counted before that.
-func (t *Tracer) open(o Options, cpus int) error {
+func (t *Tracer) open(o Options) error {
 	var err error
 	if t.groups.shared, err = mapShared[runqueueQosGroup](t.coll.Maps[runqueueMapQosGroups], unix.PROT_READ|unix.PROT_WRITE); err != nil {
 		return err
@@ -195,7 +201,7 @@ func (t *Tracer) open(o Options, cpus int) error {
 	if t.bounds, err = mapShared[bounds](t.coll.Maps[".bss"], unix.PROT_READ|unix.PROT_WRITE); err != nil {
 		return err
 	}
-	if err = t.looker.open(t.coll, cpus); err != nil {
+	if err = t.looker.open(t.coll); err != nil {
 		return err
 	}
 	if t.events, err = ringbuf.NewReader(t.coll.Maps[runqueueMapQosEvents]); err != nil {
@@ -315,7 +321,7 @@ func (t *Tracer) Reset(s Slot) {
 }
 
 // bounds is qos_bounds of the kernel side.
-type bounds struct{ event, often uint64 }
+type bounds struct{ event, often, watch uint64 }
 
 // SetBounds sets what a victim gives events for: a single wait above event, and waits of which more than a hundredth are above often for
 // other containers' sake. 0 turns either off. It takes effect at once, without a system call. A bound below the walk threshold
@@ -415,7 +421,8 @@ func (t *Tracer) ReadEvent(into *Event) (bool, error) {
 		Culprit: Slot(le.Uint32(b[28:])),
 		PID:     int32(le.Uint32(b[32:])),
 		CPU:     int32(le.Uint32(b[36:])),
-		Often:   le.Uint64(b[40:]) != 0,
+		Often:   le.Uint32(b[40:]) == 1,
+		GoesOn:  le.Uint32(b[40:]) == 2,
 	}
 	return true, nil
 }
@@ -431,6 +438,7 @@ func (t *Tracer) Stats(into *Stats) error {
 		into.ShortWalks += atomic.LoadUint64(&c.ShortWalks)
 		into.BadStamps += atomic.LoadUint64(&c.BadStamps)
 		into.QuotaLost += atomic.LoadUint64(&c.QuotaLost)
+		into.LateNS += atomic.LoadUint64(&c.LateNs)
 	}
 	for _, name := range programNames {
 		s, err := t.coll.Programs[name].Stats()
@@ -439,6 +447,10 @@ func (t *Tracer) Stats(into *Stats) error {
 			return fmt.Errorf("statistics of %s: %w", name, err)
 		}
 		programs = append(programs, ProgramStats{Name: name, RunNS: uint64(s.Runtime), Runs: s.RunCount})
+	}
+	if t.looker.watch != nil {
+		watched := &t.looker.found.at[waitsWatched]
+		programs = append(programs, ProgramStats{Name: "qos_watch_look", RunNS: atomic.LoadUint64(&watched.LookNs), Runs: atomic.LoadUint64(&watched.Looks)})
 	}
 	into.Programs = programs
 	return nil

@@ -20,6 +20,8 @@ type Part struct {
 // looker asks the kernel side who is waiting. The system call is made by hand because the library's allocates.
 type looker struct {
 	prog  *ebpf.Program
+	watch *ebpf.Program // nil: the kernel has no timers for programs
+	every time.Duration // between two looks of the kernel's own
 	found shared[runqueueQosWaiters]
 	args  runqueueQosLookArgs
 	parts []Part
@@ -38,9 +40,14 @@ type testRun struct {
 
 const progTestRun = 10 // BPF_PROG_TEST_RUN
 
-func (l *looker) open(coll *ebpf.Collection, cpus int) (err error) {
-	l.prog = coll.Programs[runqueueProgQosLook]
-	l.args.Cpus = uint64(cpus)
+// Whose look it was: elements of qos_waits.
+const (
+	waitsAsked = iota
+	waitsWatched
+)
+
+func (l *looker) open(coll *ebpf.Collection) (err error) {
+	l.prog, l.watch = coll.Programs[runqueueProgQosLook], coll.Programs[runqueueProgQosWatchStart]
 	l.found, err = mapShared[runqueueQosWaiters](coll.Maps[runqueueMapQosWaits], unix.PROT_READ)
 	return err
 }
@@ -49,15 +56,47 @@ func (l *looker) open(coll *ebpf.Collection, cpus int) (err error) {
 func (l *looker) look(bound time.Duration) error {
 	l.args.Bound = uint64(bound)
 	attr := testRun{fd: uint32(l.prog.FD()), ctxSizeIn: uint32(unsafe.Sizeof(l.args)), ctxIn: uint64(uintptr(unsafe.Pointer(&l.args)))}
+	if err := attr.run(); err != nil {
+		return fmt.Errorf("look who waits: %w", err)
+	}
+	return nil
+}
+
+// run does not allocate.
+func (attr *testRun) run() error {
 	for {
-		_, _, errno := unix.Syscall(unix.SYS_BPF, progTestRun, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+		_, _, errno := unix.Syscall(unix.SYS_BPF, progTestRun, uintptr(unsafe.Pointer(attr)), unsafe.Sizeof(*attr))
 		switch {
 		case errno == 0:
 			return nil
 		case !errors.Is(errno, unix.EINTR) && !errors.Is(errno, unix.EAGAIN):
-			return fmt.Errorf("look who waits: %w", errno)
+			return errno
 		}
 	}
+}
+
+// Watch makes the kernel look for itself, every so often, whether a victim's task has waited for longer than the bound of single waits
+// (see [Tracer.SetBounds]) and goes on waiting, and give an event with GoesOn if there is one. 0 ends that. It reports whether the kernel
+// does it: before 5.15 none can, and the caller has to ask [Tracer.Waiting] in time. What does not change costs nothing.
+func (t *Tracer) Watch(every time.Duration) (bool, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	l := &t.looker
+	if l.watch == nil || every == l.every {
+		return l.watch != nil, nil
+	}
+	atomic.StoreUint64(&t.bounds.at[0].watch, uint64(max(every, 0)))
+	if every > 0 {
+		attr := testRun{fd: uint32(l.watch.FD())}
+		if err := attr.run(); err != nil {
+			return false, fmt.Errorf("start to watch who waits: %w", err)
+		}
+		if attr.retval != 0 {
+			return false, fmt.Errorf("start to watch who waits: the kernel refuses its timer (step %d)", attr.retval)
+		}
+	}
+	l.every = every
+	return true, nil
 }
 
 // Waiting appends an event for each victim's task that has waited for longer than bound by now and goes on waiting. Their Parts are good
@@ -76,7 +115,7 @@ func (t *Tracer) Waiting(bound time.Duration, into []Event) ([]Event, error) {
 		return into, fmt.Errorf("clock: %w", err)
 	}
 	l.parts = l.parts[:0]
-	found := &l.found.at[0]
+	found := &l.found.at[waitsAsked]
 	for i := range min(found.N, uint64(len(found.At))) {
 		w := &found.At[i]
 		if w.Now <= w.Queued || int(w.Cpu) >= len(t.cpus.at) {

@@ -3,6 +3,7 @@
 package features
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,6 +26,7 @@ func Probe() map[string]bool {
 		"leave to use sched_rr":  root,
 		"btf":                    exists("/sys/kernel/btf/vmlinux"),
 		"bpf":                    root && exists("/sys/kernel/btf/vmlinux"),
+		"bpf timers":             root && sinceLinux(5, 15),
 		"sysfs":                  exists("/sys/devices/system/cpu"),
 		"smt":                    read("/sys/devices/system/cpu/smt/active") == "1",
 		"two cpus":               cpus() >= 2,
@@ -94,6 +96,18 @@ func hasFilesystem(name string) bool {
 		}
 	}
 	return false
+}
+
+func sinceLinux(major, minor int) bool {
+	var u unix.Utsname
+	var a, b int
+	if err := unix.Uname(&u); err != nil {
+		return false
+	}
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &a, &b); err != nil {
+		return false
+	}
+	return a > major || a == major && b >= minor
 }
 
 func cpus() int {

@@ -1,50 +1,52 @@
-package main
+package lab
 
 import (
 	"runtime"
 	"sync"
 	"time"
 
+	"github.com/qos-agent/qos-agent/internal/clock"
 	"golang.org/x/sys/unix"
 )
 
-// stalls finds moments in which no CPU of the machine ran anything. A real-time thread on each CPU wakes up every millisecond; one that is
+// Stalls finds moments in which no CPU of the machine ran anything. A real-time thread on each CPU wakes up every millisecond; one that is
 // late had to wait for the kernel, perhaps in a section that offline work has led it into. When all of them are late at the same moment,
 // nothing in this machine can have been the cause: a hypervisor took all CPUs away, whether it reports that or not.
-type stalls struct {
+type Stalls struct {
 	mu    sync.Mutex
 	byCPU [][]stallOf // late wake-ups of each CPU's thread since the last reset
 }
 
 type stallOf struct{ from, to int64 } // CLOCK_MONOTONIC, ns
 
+// StallMax is for how long all CPUs may be away within a window that counts.
+const StallMax = 500 * time.Microsecond
+
 const (
 	wakeEvery = time.Millisecond
-	// stallMin is what a wake-up must be late to count, and stallMax for how long all CPUs may be away within a window.
-	stallMin = 400 * time.Microsecond
-	stallMax = 500 * time.Microsecond
+	stallMin  = 400 * time.Microsecond // by which a wake-up must be late to count
 )
 
-// newStalls starts the threads, which never end: processes that were started from one would be killed with it.
-func newStalls(cpus int) *stalls {
-	s := &stalls{byCPU: make([][]stallOf, cpus)}
+// NewStalls starts the threads, which never end: processes that were started from one would be killed with it.
+func NewStalls(cpus int) *Stalls {
+	s := &Stalls{byCPU: make([][]stallOf, cpus)}
 	for cpu := range cpus {
 		go s.watch(cpu)
 	}
 	return s
 }
 
-func (s *stalls) watch(cpu int) {
+func (s *Stalls) watch(cpu int) {
 	runtime.LockOSThread()
 	var set unix.CPUSet
 	set.Set(cpu)
 	_ = unix.SchedSetaffinity(0, &set) // without its CPU it sees fewer stalls, and windows count that should not
 	fifo := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 90}
 	_ = unix.SchedSetAttr(0, &fifo, 0)
-	for due := monotonic() + int64(wakeEvery); ; due += int64(wakeEvery) {
+	for due := int64(clock.System{}.Now()) + int64(wakeEvery); ; due += int64(wakeEvery) {
 		ts := unix.NsecToTimespec(due)
 		_ = unix.ClockNanosleep(unix.CLOCK_MONOTONIC, unix.TIMER_ABSTIME, &ts, nil) // woken early is not late
-		now := monotonic()
+		now := int64(clock.System{}.Now())
 		if now-due >= int64(stallMin) {
 			s.mu.Lock()
 			s.byCPU[cpu] = append(s.byCPU[cpu], stallOf{due, now})
@@ -54,14 +56,8 @@ func (s *stalls) watch(cpu int) {
 	}
 }
 
-func monotonic() int64 {
-	var ts unix.Timespec
-	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) // cannot fail
-	return ts.Nano()
-}
-
-// reset begins a window.
-func (s *stalls) reset() {
+// Reset begins a window.
+func (s *Stalls) Reset() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i := range s.byCPU {
@@ -69,8 +65,8 @@ func (s *stalls) reset() {
 	}
 }
 
-// total is for how long all CPUs were away at once since the reset.
-func (s *stalls) total() time.Duration {
+// Total is for how long all CPUs were away at once since the reset.
+func (s *Stalls) Total() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return overlap(s.byCPU)
