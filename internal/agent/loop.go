@@ -61,7 +61,7 @@ type loop struct {
 	looked     time.Duration    //
 	watched    bool             // the kernel looks, and tells
 	told       bool             // it has told, and who it is has not been asked yet
-	complained bool             // that it does not
+	complained bool             // that something about this does not work
 	waiting    []ebpf.Event     // reused
 	refused    []signal.Refusal // since the last tick
 	rounds     time.Duration
@@ -293,7 +293,7 @@ func (l *loop) look() {
 	l.told, l.looked = false, l.o.Clock.Now()
 	var err error
 	if l.waiting, err = l.o.Tracer.Waiting(l.bound, l.waiting[:0]); err != nil {
-		l.o.Log.Warn("look who waits", "error", err)
+		l.complain("look who waits", err)
 		l.bound = 0 // until the next tick, which tries again
 		return
 	}
@@ -360,9 +360,16 @@ func (l *loop) setBounds(o policy.Objectives, class []policy.Class) {
 		every = max(lookEvery, l.bound)
 	}
 	var err error
-	if l.watched, err = l.o.Tracer.Watch(every); err != nil && !l.complained {
+	if l.watched, err = l.o.Tracer.Watch(every); err != nil {
+		l.complain("the agent looks itself who waits, which costs it more", err)
+	}
+}
+
+// complain says once that waits that go on are not seen as they should be.
+func (l *loop) complain(what string, err error) {
+	if !l.complained {
 		l.complained = true
-		l.o.Log.Warn("the agent looks itself who waits, which costs it more", "reason", err)
+		l.o.Log.Warn(what, "error", err)
 	}
 }
 

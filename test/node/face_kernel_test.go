@@ -130,14 +130,14 @@ func TestCommandsThatAsk(t *testing.T) {
 
 	// The files outlive the daemon, and the next one goes on with them.
 	text, err := os.ReadFile(filepath.Join(dir, "decisions.jsonl"))
-	if err != nil || !strings.Contains(string(text), `"rule":"event-cut"`) || !strings.Contains(string(text), "the agent ends") {
+	if err != nil || !strings.Contains(string(text), `-cut","pod":"`) || !strings.Contains(string(text), "the agent ends") {
 		t.Errorf("%v in\n%s", err, text)
 	}
 	if out, err := exec.CommandContext(f.ctx, f.opts.Binary, "events", "--run-dir", dir).CombinedOutput(); err == nil || !strings.Contains(string(out), "no daemon runs") {
 		t.Errorf("without a daemon: %v %s", err, out)
 	}
 	d = f.start()
-	f.contains("events after a restart", f.agent("events", "--run-dir", dir), "event-cut", "the agent ends", "begins")
+	f.contains("events after a restart", f.agent("events", "--run-dir", dir), "-cut", "the agent ends", "begins")
 	f.stop(d)
 	f.asBefore("after all")
 }
