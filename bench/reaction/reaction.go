@@ -23,8 +23,7 @@ type reactionRow struct {
 	FirstCutMS quantiles `json:"first_cut_ms"`
 	// EventToWriteMS is the agent's own account: from the dispatch that ended the long wait to the completed write.
 	EventToWriteMS quantiles `json:"event_to_write_ms"`
-	Missed         int       `json:"missed"`      // bursts that were not answered within a second
-	StoodStill     int       `json:"stood_still"` // bursts left out because no CPU of the machine ran for a moment
+	Missed         int       `json:"missed"` // bursts that were not answered within a second
 	Scheduling     string    `json:"scheduling"`
 }
 
@@ -35,8 +34,7 @@ const reactionPolicy = `  mode: enforce
 
 // situations measures bursts of offline work.
 func (c *cli) situations(ctx context.Context, s *lab.Site, into map[string]reactionRow) error {
-	stalls := lab.NewStalls(runtime.NumCPU())
-	fmt.Printf("%-24s %-12s %34s %28s %7s %11s\n", "node", "loop", "burst to first cut p50/p99/max", "event to write p50/p99", "missed", "stood still")
+	fmt.Printf("%-24s %-12s %34s %28s %7s\n", "node", "loop", "burst to first cut p50/p99/max", "event to write p50/p99", "missed")
 	for _, situation := range []struct {
 		name      string
 		saturated bool
@@ -46,12 +44,12 @@ func (c *cli) situations(ctx context.Context, s *lab.Site, into map[string]react
 		{"saturated", true, nil},
 		{"saturated-without-rt", true, []string{"--no-realtime"}},
 	} {
-		row, err := c.situation(ctx, s, stalls, situation.saturated, situation.extra)
+		row, err := c.situation(ctx, s, situation.saturated, situation.extra)
 		if err != nil {
 			return fmt.Errorf("%s: %w", situation.name, err)
 		}
-		fmt.Printf("%-24s %-12s %12.2f / %.2f / %.2f ms %17.3f / %.3f ms %7d %11d\n", situation.name, row.Scheduling, row.FirstCutMS.P50, row.FirstCutMS.P99,
-			row.FirstCutMS.Max, row.EventToWriteMS.P50, row.EventToWriteMS.P99, row.Missed, row.StoodStill)
+		fmt.Printf("%-24s %-12s %12.2f / %.2f / %.2f ms %17.3f / %.3f ms %7d\n", situation.name, row.Scheduling, row.FirstCutMS.P50, row.FirstCutMS.P99,
+			row.FirstCutMS.Max, row.EventToWriteMS.P50, row.EventToWriteMS.P99, row.Missed)
 		into[situation.name] = row
 	}
 	return nil
@@ -59,7 +57,7 @@ func (c *cli) situations(ctx context.Context, s *lab.Site, into map[string]react
 
 // situation runs bursts of two spinning processes per CPU beside an online service that uses most of each CPU. On a
 // saturated node, ordinary processes that belong to no pod keep every CPU busy all the time.
-func (c *cli) situation(ctx context.Context, s *lab.Site, stalls *lab.Stalls, saturated bool, extra []string) (row reactionRow, err error) {
+func (c *cli) situation(ctx context.Context, s *lab.Site, saturated bool, extra []string) (row reactionRow, err error) {
 	defer s.StopAll()
 	web, err := s.Tree.Make("web")
 	if err != nil {
@@ -124,7 +122,7 @@ func (c *cli) situation(ctx context.Context, s *lab.Site, stalls *lab.Stalls, sa
 		return row, err
 	}
 	row.Scheduling = st.Agent.Scheduling.Class
-	cuts, err := c.bursts(ctx, s, stalls, batch, burst, &row)
+	cuts, err := c.bursts(ctx, s, batch, burst, &row)
 	if err != nil {
 		return row, err
 	}
@@ -141,7 +139,7 @@ func (c *cli) situation(ctx context.Context, s *lab.Site, stalls *lab.Stalls, sa
 
 // bursts lets the offline processes loose at random moments, each time in another group, and waits for the agent's first write to
 // the group's cpu.idle.
-func (c *cli) bursts(ctx context.Context, s *lab.Site, stalls *lab.Stalls, batch []string, burst []*work.Process, row *reactionRow) (cuts []float64, err error) {
+func (c *cli) bursts(ctx context.Context, s *lab.Site, batch []string, burst []*work.Process, row *reactionRow) (cuts []float64, err error) {
 	// The watcher must not itself wait for a CPU.
 	runtime.LockOSThread()
 	if err := sched.Realtime(); err != nil {
@@ -156,17 +154,13 @@ func (c *cli) bursts(ctx context.Context, s *lab.Site, stalls *lab.Stalls, batch
 		if err := lab.Sleep(ctx, time.Duration(50+rng.IntN(100))*time.Millisecond); err != nil {
 			return cuts, err
 		}
-		stalls.Reset()
 		cut, ok, err := c.burst(s, group, burst)
 		if err != nil {
 			return cuts, err
 		}
-		switch {
-		case stalls.Total() > lab.StallMax:
-			row.StoodStill++
-		case ok:
+		if ok {
 			cuts = append(cuts, cut.Seconds()*1e3)
-		default:
+		} else {
 			row.Missed++
 		}
 	}
