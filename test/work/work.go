@@ -79,8 +79,7 @@ func (l Load) text() string {
 	return fmt.Sprintf("%d %d %d %d", l.Busy, l.Sleep, l.CPU, pin)
 }
 
-// run sleeps and reads the clock with raw system calls, behind the back of the Go scheduler: after one of the usual kind its monitor would wake
-// up every 20 us for a while, and most of what the load is seen to wait would be for that thread of its own.
+// run prepares the load and turns the process over to it.
 func (l Load) run() {
 	runtime.LockOSThread()
 	_, _ = io.Copy(io.Discard, os.Stdin) // Start ends it when this process is in its group
@@ -93,31 +92,39 @@ func (l Load) run() {
 		}
 	}
 	_ = os.Stdout.Close() // tells Start
-	nap := unix.NsecToTimespec(int64(l.Sleep))
+	work(int64(l.Busy), unix.NsecToTimespec(int64(l.Sleep)))
+}
+
+// work works for busy ns of CPU time, or without end if that is 0, and sleeps. To the Go runtime it is in a system call all the time: the runtime
+// gives its one processor up for idle, and its monitor thread goes to sleep. Otherwise that would wake up a hundred times a second at least, and
+// every 20 us for a while after each sleep, and most of what the load is seen to wait would be for a thread of its own. Nothing in here may
+// need a stack, or the runtime.
+//
+//go:nosplit
+//go:norace
+func work(busy int64, nap unix.Timespec) {
+	var at unix.Timespec
+	entersyscall()
 	for {
-		spin(l.Busy)
-		if l.Sleep > 0 {
+		_, _, _ = unix.RawSyscall(unix.SYS_CLOCK_GETTIME, unix.CLOCK_THREAD_CPUTIME_ID, uintptr(unsafe.Pointer(&at)), 0) // cannot fail
+		for start := at.Sec*1e9 + at.Nsec; busy == 0 || at.Sec*1e9+at.Nsec-start < busy; {
+			for range 2000 {
+				sink++
+			}
+			_, _, _ = unix.RawSyscall(unix.SYS_CLOCK_GETTIME, unix.CLOCK_THREAD_CPUTIME_ID, uintptr(unsafe.Pointer(&at)), 0)
+		}
+		if nap.Sec != 0 || nap.Nsec != 0 {
 			_, _, _ = unix.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&nap)), 0, 0) // woken early is fine
 		}
 	}
 }
 
-// spin uses CPU time d, or all there is if d is 0.
-func spin(d time.Duration) {
-	for start := threadCPU(); d == 0 || threadCPU()-start < d; {
-		for range 2000 {
-			sink++
-		}
-	}
-}
+// entersyscall is what the runtime calls before each system call that may take long.
+//
+//go:linkname entersyscall runtime.entersyscall
+func entersyscall()
 
 var sink uint64
-
-func threadCPU() time.Duration {
-	var ts unix.Timespec
-	_, _, _ = unix.RawSyscall(unix.SYS_CLOCK_GETTIME, unix.CLOCK_THREAD_CPUTIME_ID, uintptr(unsafe.Pointer(&ts)), 0) // cannot fail
-	return time.Duration(ts.Nano())
-}
 
 // Process is a load that runs.
 type Process struct{ cmd *exec.Cmd }
@@ -132,7 +139,7 @@ func Start(l Load, join func(pid int) error) (*Process, error) {
 		return nil, fmt.Errorf("work: %w", err)
 	}
 	cmd := exec.Command(self)
-	cmd.Env = append(os.Environ(), env+"="+l.text(), "GOMAXPROCS=1", "GOGC=off", "GODEBUG=asyncpreemptoff=1")
+	cmd.Env = append(os.Environ(), env+"="+l.text(), "GOMAXPROCS=1", "GOGC=off")
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	begin, err := cmd.StdinPipe()
