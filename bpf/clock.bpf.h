@@ -6,7 +6,9 @@
 // be, unless the kernel was built or started otherwise, and that may take milliseconds. The woken task has then waited for that
 // long, and the kernel's own account of waits (run_delay) has it from the last tick at best, and often as nothing at all.
 //
-// So the run queue's clock is held against CLOCK_MONOTONIC. How far the two are apart when the run queue's is new is learned from the least
+// So where a task has displaced another, the run queue's clock is held against CLOCK_MONOTONIC. (Where the other went to sleep it need not: that
+// is by far the more frequent case, reading the time is as dear as all the rest, and who stays in the kernel for long meets a point
+// where it is displaced.) How far the two are apart when the run queue's is new is learned from the least
 // that is seen: in two tenths of a second they drift by 100 us at the very most, usually by less than one, and after a jump of one
 // of them the error is gone as soon.
 #ifndef QOS_CLOCK_BPF_H
@@ -15,7 +17,7 @@
 #include "switchlog.bpf.h"
 
 #define QOS_GAP_WINDOW 100000000 // ns; the least of the last one to two of these counts
-#define QOS_GAP_EVERY 1000000	 // ns between two looks at least, if nobody waits for the result
+#define QOS_GAP_EVERY 10000000	 // ns between two looks at least, if nobody waits for the result
 #define QOS_LATE_MAX 20000000	 // ns; two ticks at 100 Hz. What is more is not a run queue's clock that nobody has read.
 
 // qos_late_by is how much older than mono the run queue's clock of the CPU was when it showed now, in ns.

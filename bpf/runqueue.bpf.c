@@ -317,7 +317,8 @@ int qos_sched_switch(u64 *ctx)
 	if (unlikely(!c))
 		return 0;
 
-	if (c->slot >= QOS_SLOT_FIRST && (preempt || prev->__state == TASK_RUNNING))
+	int displaced = (preempt || prev->__state == TASK_RUNNING) && prev->pid;
+	if (displaced && c->slot >= QOS_SLOT_FIRST)
 		qos_depart(c, cpu, prev);
 
 	struct rq *rq = next->se.cfs_rq->rq;
@@ -335,7 +336,8 @@ int qos_sched_switch(u64 *ctx)
 		struct qos_group *g = qos_group_of(id);
 		if (g) {
 			slot = g->slot;
-			late = qos_late(c, now);
+			if (displaced)
+				late = qos_late(c, now);
 			qos_arrive(c, cpu, next, g, id, now, late, lost);
 		}
 	}

@@ -30,24 +30,25 @@ struct qos_run {
 	u64 slot_lost; // slot << 48 | rq clock less rq task clock at that time, which grows by what interrupts and the hypervisor took
 };
 
-// qos_cpu is one CPU's log and counters.
+// qos_cpu is one CPU's log and counters; what is used at each switch lies in one cache line.
 struct qos_cpu {
 	u32 head; // entries ever written
 	u32 slot; // of the task that is running
 	u32 walk; // counts walks, to tell the sums of one from those of another
 	u32 pad;
 	u64 rq; // address of the CPU's run queue; 0: not seen yet
+	// See clock.bpf.h.
+	u64 gap, gap_before; // CLOCK_MONOTONIC less rq clock: the least of this window and of the one before
+	u64 gap_since;	     // CLOCK_MONOTONIC at the window's beginning
+	u64 gap_at;	     // rq clock of the last look
+	u64 late_ns;	     // part of all waits
 	u64 events_lost;
 	u64 events_suppressed;
 	u64 short_walks;
 	u64 bad_stamps;
 	u64 quota_lost;
-	u64 late_ns; // part of all waits, see clock.bpf.h
-	u64 gap, gap_before; // CLOCK_MONOTONIC less rq clock: the least of this window and of the one before
-	u64 gap_since;	     // CLOCK_MONOTONIC at the window's beginning
-	u64 gap_at;	     // rq clock of the last look
 	struct qos_run runs[QOS_LOG];
-};
+} __attribute__((aligned(64)));
 
 // qos_row is what is known of one victim besides its row of the matrix.
 struct qos_row {

@@ -52,21 +52,22 @@ type checkQosCpu struct {
 	Walk             uint32
 	Pad              uint32
 	Rq               uint64
+	Gap              uint64
+	GapBefore        uint64
+	GapSince         uint64
+	GapAt            uint64
+	LateNs           uint64
 	EventsLost       uint64
 	EventsSuppressed uint64
 	ShortWalks       uint64
 	BadStamps        uint64
 	QuotaLost        uint64
-	LateNs           uint64
-	Gap              uint64
-	GapBefore        uint64
-	GapSince         uint64
-	GapAt            uint64
 	Runs             [256]struct {
 		_        structs.HostLayout
 		Start    uint64
 		SlotLost uint64
 	}
+	_ [24]byte
 }
 
 type checkQosQuota struct {
