@@ -43,8 +43,8 @@ test-rig: rig ## only tests on a machine with RDT and a PMU, emulated (no root, 
 	go run ./test/runner -layers rig
 
 .PHONY: test-apiserver
-test-apiserver: ## what the chart renders and --kube-events against a real kube-apiserver, compiled for it (no root; minutes the first time)
-	cd test/apiserver && go test -mod=mod -count=1 -v ./...
+test-apiserver: ## chart, kustomize, examples and --kube-events against a real kube-apiserver, with kubectl and helm (no root; compiles them first)
+	cd test/apiserver && go test -mod=mod -count=1 -timeout=60m -v .
 
 rig: ## build that machine (a patched QEMU, about 2 minutes) into the cache, if it is not there
 	go run ./test/rig/build

@@ -1,304 +1,323 @@
-// Package apiserver tests against a real kube-apiserver, compiled into the test with a real etcd: what the chart renders is accepted by
-// it, and the Events of --kube-events arrive with the one right that the chart gives. It is a module of its own and no part of
-// `make test`: compiling it takes minutes (make test-apiserver).
+// Package apiserver tests against a real API server of Kubernetes, with the real kubectl and helm, all compiled from the module proxy: the
+// commands of docs/operating.md do what they say, whatever is in deploy/ and examples/ is accepted, and the Events of --kube-events arrive
+// with the one right that the chart gives for them. It is a module of its own and no part of `make test`: compiling all that takes minutes
+// the first time (make test-apiserver).
 package apiserver
 
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"encoding/pem"
-	"errors"
-	"fmt"
-	"io"
+	"encoding/json"
 	"log/slog"
-	"net"
-	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
-
-	"go.etcd.io/etcd/server/v3/embed"
-	authenticationv1 "k8s.io/api/authentication/v1"
-	corev1 "k8s.io/api/core/v1"
-	eventsv1 "k8s.io/api/events/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/meta"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
-	"k8s.io/client-go/dynamic"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/restmapper"
-	"k8s.io/kubernetes/cmd/kube-apiserver/app"
 
 	"github.com/qos-agent/qos-agent/internal/control"
 	"github.com/qos-agent/qos-agent/internal/decisionlog"
 	"github.com/qos-agent/qos-agent/internal/kubeevents"
 )
 
-// namespace and account are those of the golden renders.
-const namespace, account = "qos-agent", "qos-agent"
+const (
+	top = "../.." // of the repository, where commands of the docs are run
+	// patience bounds the test once everything is compiled; the machine may be busy.
+	patience = 8 * time.Minute
+	// operator is where the definitions of PodMonitor and the like come from; deploy/go.mod has the same version of its types.
+	operator = "github.com/prometheus-operator/prometheus-operator@v0.95.2"
+)
 
-func TestChartAndEvents(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
-	defer cancel()
-	s := start(t, ctx)
-	admin, err := kubernetes.NewForConfig(s.admin)
-	if err != nil {
-		t.Fatal(err)
-	}
-	create := func(ns string) {
-		t.Helper()
-		if _, err := admin.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns}}, metav1.CreateOptions{}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	create(namespace)
-	create("jobs")
-	create("shop")
-
-	t.Run("what the chart renders by default", func(t *testing.T) { s.apply(t, ctx, "default") })
-	out := new(bytes.Buffer)
-	poster := func() *kubeevents.Poster {
-		t.Helper()
-		answer, err := admin.CoreV1().ServiceAccounts(namespace).CreateToken(ctx, account, &authenticationv1.TokenRequest{}, metav1.CreateOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		file := filepath.Join(t.TempDir(), "token")
-		if err := os.WriteFile(file, []byte(answer.Status.Token), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		p, err := kubeevents.New(kubeevents.Options{
-			URL: s.admin.Host, TokenFile: file, CAFile: s.admin.CAFile, Node: "node-1",
-			UID: func(string, string) string { return "7f1b" }, Log: slog.New(slog.NewTextHandler(out, nil)),
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		go p.Run(ctx)
-		return p
-	}
-	cut := decisionlog.Entry{
-		Kind: decisionlog.KindDecision, At: time.Now(), Pod: "jobs/batch", Victim: "shop/web", Owner: "cpu", Rule: control.RuleEventCut, Old: "4 CPUs", New: "2 CPUs",
-	}
-	ended := func(p *kubeevents.Poster) (posted, dropped uint64) {
-		t.Helper()
-		for posted+dropped < 2 {
-			if ctx.Err() != nil {
-				t.Fatal("events were neither posted nor dropped")
-			}
-			time.Sleep(20 * time.Millisecond)
-			posted, dropped = p.Counts()
-		}
-		return posted, dropped
+func TestRollOut(t *testing.T) {
+	c := start(t)
+	c.documented("kubectl create namespace qos-agent")
+	c.documented("kubectl label namespace qos-agent pod-security.kubernetes.io/enforce=privileged")
+	c.documented("helm install qos-agent deploy/helm/qos-agent -n qos-agent --set image.repository=REGISTRY/qos-agent")
+	if out := c.documented("kubectl -n qos-agent get daemonset"); !strings.Contains(out, "qos-agent") {
+		t.Errorf("no DaemonSet:\n%s", out)
 	}
 
-	t.Run("no right by default", func(t *testing.T) {
-		p := poster()
-		p.Sink(&cut)
-		if posted, _ := ended(p); posted != 0 {
-			t.Errorf("%d events were posted", posted)
-		}
-		if !strings.Contains(out.String(), "the API server refuses (403 Forbidden)") {
-			t.Errorf("log: %s", out)
-		}
-	})
-	t.Run("what the chart renders with everything on", func(t *testing.T) { s.apply(t, ctx, "everything") })
-	t.Run("events", func(t *testing.T) {
-		p := poster()
-		p.Sink(&cut)
-		if _, dropped := ended(p); dropped != 0 {
-			t.Fatalf("%d events were dropped: %s", dropped, out)
-		}
-		for _, want := range []struct{ ns, reason, pod, related string }{{"jobs", "QoSHeldBack", "batch", "web"}, {"shop", "QoSInterference", "web", "batch"}} {
-			list, err := admin.EventsV1().Events(want.ns).List(ctx, metav1.ListOptions{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			if !slices.ContainsFunc(list.Items, func(e eventsv1.Event) bool {
-				return e.Reason == want.reason && e.Regarding.Name == want.pod && e.Regarding.UID == "7f1b" && e.Related.Name == want.related && e.ReportingInstance == "node-1"
-			}) {
-				t.Errorf("events of %s: %+v", want.ns, list.Items)
+	t.Run("the pod is admitted where the level is privileged", func(t *testing.T) {
+		c := c.in(t)
+		c.run("kubectl create -f -", c.podOf("qos-agent", "qos-agent")...)
+		c.run("kubectl create namespace strict")
+		c.run("kubectl create serviceaccount qos-agent -n strict")
+		c.run("kubectl label namespace strict pod-security.kubernetes.io/enforce=baseline")
+		out, err := c.try("kubectl create --dry-run=server -f -", c.podOf("qos-agent", "strict"))
+		for _, want := range []string{`violates PodSecurity "baseline`, "non-default capabilities", "hostPath volumes"} {
+			if err == nil || !strings.Contains(out, want) {
+				t.Errorf("%q is not in the answer of a namespace with the level baseline: %v\n%s", want, err, out)
 			}
 		}
 	})
-	t.Run("nothing else is allowed", func(t *testing.T) {
-		agent := rest.CopyConfig(s.admin)
-		answer, err := admin.CoreV1().ServiceAccounts(namespace).CreateToken(ctx, account, &authenticationv1.TokenRequest{}, metav1.CreateOptions{})
-		if err != nil {
-			t.Fatal(err)
+
+	pods := map[string]string{} // UIDs by name
+	for _, pod := range []string{"shop/web", "jobs/batch"} {
+		ns, name, _ := strings.Cut(pod, "/")
+		c.run("kubectl create namespace " + ns)
+		c.run("kubectl create serviceaccount default -n " + ns) // a controller's work, and none runs here
+		c.run("kubectl run " + name + " -n " + ns + " --image=nothing")
+		pods[pod] = c.run("kubectl get pod " + name + " -n " + ns + " -o jsonpath={.metadata.uid}")
+	}
+	t.Run("no right to post events by default", func(t *testing.T) {
+		c := c.in(t)
+		posted, dropped, log := c.postCut(pods)
+		if posted != 0 || dropped != 2 || !strings.Contains(log, "the API server refuses (403 Forbidden)") {
+			t.Errorf("%d posted, %d dropped\n%s", posted, dropped, log)
 		}
-		agent.BearerToken = answer.Status.Token
-		client, err := kubernetes.NewForConfig(agent)
-		if err != nil {
-			t.Fatal(err)
+	})
+	t.Run("kubeEvents", func(t *testing.T) {
+		c := c.in(t)
+		c.run("helm upgrade qos-agent deploy/helm/qos-agent -n qos-agent --set kubeEvents=true")
+		if posted, dropped, log := c.postCut(pods); posted != 2 || dropped != 0 {
+			t.Fatalf("%d posted, %d dropped\n%s", posted, dropped, log)
 		}
-		_, pods := client.CoreV1().Pods("jobs").List(ctx, metav1.ListOptions{})
-		_, events := client.EventsV1().Events("jobs").List(ctx, metav1.ListOptions{})
-		_, secrets := client.CoreV1().Secrets(namespace).List(ctx, metav1.ListOptions{})
-		for what, err := range map[string]error{"pods": pods, "events": events, "secrets": secrets} {
-			if !apierrors.IsForbidden(err) {
-				t.Errorf("the agent's account lists %s: %v", what, err)
+		for pod, want := range map[string]string{"jobs/batch": "QoSHeldBack", "shop/web": "QoSInterference"} {
+			ns, name, _ := strings.Cut(pod, "/")
+			out := c.run("kubectl describe pod " + name + " -n " + ns)
+			_, events, _ := strings.Cut(out, "Events:")
+			if !strings.Contains(events, want) || !strings.Contains(events, "qos-agent.io/agent") {
+				t.Errorf("kubectl describe pod %s does not tell of %s:\n%s", pod, want, out)
 			}
+			t.Logf("kubectl describe pod %s:\nEvents:%s", pod, events)
+		}
+	})
+	t.Run("and no other right", func(t *testing.T) {
+		c := c.in(t)
+		out := c.run("kubectl auth can-i --list --no-headers --as=system:serviceaccount:qos-agent:qos-agent -n jobs")
+		var more []string
+		for line := range strings.Lines(out) {
+			switch f := strings.Fields(line); {
+			case len(f) == 0 || strings.HasPrefix(f[0], "["): // health, discovery: everybody's
+			case strings.HasPrefix(f[0], "selfsubject"): // who am I, what may I: everybody's
+			case f[0] == "events.events.k8s.io" && f[len(f)-1] == "[create]":
+			default:
+				more = append(more, strings.TrimSpace(line))
+			}
+		}
+		if len(more) > 0 || !strings.Contains(out, "events.events.k8s.io") {
+			t.Errorf("the agent's account may: %q\n%s", more, out)
+		}
+	})
+
+	t.Run("pools", func(t *testing.T) {
+		c := c.in(t)
+		c.run("helm upgrade qos-agent deploy/helm/qos-agent -n qos-agent -f examples/kubernetes/pools.values.yaml")
+		if got := c.run("kubectl -n qos-agent get daemonset -o name"); got != "daemonset.apps/qos-agent\ndaemonset.apps/qos-agent-batch" {
+			t.Errorf("DaemonSets: %s", got)
+		}
+	})
+	t.Run("with everything that the chart has", func(t *testing.T) {
+		c := c.in(t)
+		c.run("kubectl create -f " + filepath.Join(c.module(operator), "example/prometheus-operator-crd"))
+		c.run("kubectl wait --for=condition=Established --timeout=1m crd --all")
+		c.run("helm upgrade qos-agent deploy/helm/qos-agent -n qos-agent -f deploy/chart/testdata/everything.values.yaml --set prometheusRule.enabled=true --set dashboards.enabled=true")
+		if got := c.run("kubectl -n qos-agent get podmonitors,servicemonitors,prometheusrules -o name"); strings.Count(got, "\n") != 2 {
+			t.Errorf("of Prometheus's operator: %s", got)
+		}
+	})
+	t.Run("uninstall leaves nothing", func(t *testing.T) {
+		c := c.in(t)
+		c.documented("helm uninstall qos-agent -n qos-agent")
+		kinds := strings.ReplaceAll(c.run("kubectl api-resources --verbs=list,delete -o name"), "\n", ",")
+		if left := c.run("kubectl get " + kinds + " -A -o name -l app.kubernetes.io/instance=qos-agent"); left != "pod/qos-agent" { // which we have made
+			t.Errorf("there is left: %s", left)
+		}
+	})
+
+	t.Run("kustomize and examples", func(t *testing.T) {
+		c := c.in(t)
+		c.documented("kubectl apply -k deploy/kustomize/base")
+		c.run("kubectl apply -k deploy/kustomize/overlays/enforce")
+		if got := c.run("kubectl -n qos-agent get daemonset qos-agent -o jsonpath={.spec.template.spec.containers[0].args}"); !strings.Contains(got, `"--mode=enforce"`) {
+			t.Errorf("the overlay enforce has %s", got)
+		}
+		c.run("kubectl apply -f deploy/tune/")
+		for _, verb := range []string{"apply", "delete"} {
+			c.run("kubectl " + verb + " -f examples/kubernetes/restore-daemonset.yaml")
 		}
 	})
 }
 
-// server is a running API server.
-type server struct{ admin *rest.Config }
+// cluster is a running API server, and the programs to talk to it with.
+type cluster struct {
+	t    testing.TB
+	ctx  context.Context
+	dir  string
+	bin  string
+	logs string
+}
 
-// start starts etcd and the API server, which end with the process: neither can be started a second time in one.
-func start(t *testing.T, ctx context.Context) *server {
-	t.Helper()
-	dir := t.TempDir()
-	store := embed.NewConfig()
-	store.Dir, store.LogLevel = filepath.Join(dir, "etcd"), "error"
-	client, peer := address(t), address(t)
-	store.ListenClientUrls, store.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
-	store.ListenPeerUrls, store.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
-	store.InitialCluster = store.InitialClusterFromName(store.Name)
-	etcd, err := embed.StartEtcd(store)
+// start compiles what is not in the cache yet, and starts the server.
+func start(t *testing.T) *cluster {
+	cache, err := os.UserCacheDir()
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(etcd.Close)
-	select {
-	case <-etcd.Server.ReadyNotify():
-	case <-ctx.Done():
-		t.Fatal("etcd does not start")
+	c := &cluster{t: t, ctx: t.Context(), dir: t.TempDir(), bin: filepath.Join(cache, "qos-agent", "apiserver")}
+	for name, pkg := range map[string]string{"server": "./server", "kubectl": "k8s.io/kubernetes/cmd/kubectl", "helm": "helm.sh/helm/v3/cmd/helm"} {
+		cmd := exec.CommandContext(c.ctx, "go", "build", "-mod=mod", "-ldflags", "-s -w -X k8s.io/component-base/version.gitVersion="+c.version("k8s.io/kubernetes"), "-o", filepath.Join(c.bin, name), pkg)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s", cmd, err, out)
+		}
 	}
-
-	key := filepath.Join(dir, "account.key")
-	tokens := filepath.Join(dir, "tokens.csv")
-	secure := address(t)
-	if err := errors.Join(writeKey(key), os.WriteFile(tokens, []byte("admin-token,admin,0,system:masters\n"), 0o600)); err != nil {
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	t.Cleanup(cancel)
+	c.ctx, c.logs = ctx, filepath.Join(c.dir, "server.log")
+	log, err := os.Create(c.logs)
+	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := app.NewAPIServerCommand()
-	cmd.SetArgs([]string{
-		"--etcd-servers=" + client.String(), "--bind-address=127.0.0.1", "--secure-port=" + secure.Port(), "--cert-dir=" + filepath.Join(dir, "certs"),
-		"--authorization-mode=RBAC", "--token-auth-file=" + tokens, "--service-cluster-ip-range=10.0.0.0/24",
-		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file=" + key, "--service-account-signing-key-file=" + key,
-		"--disable-admission-plugins=ServiceAccount", "--v=0",
+	defer log.Close()
+	server := exec.Command(filepath.Join(c.bin, "server"), c.dir)
+	server.Stdout, server.Stderr = log, log
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- server.Wait() }()
+	t.Cleanup(func() {
+		_ = server.Process.Signal(os.Interrupt) // it may have ended
+		select {
+		case <-ended:
+		case <-time.After(30 * time.Second):
+			_ = server.Process.Kill()
+		}
 	})
-	cmd.SetOut(io.Discard)
-	failed := make(chan error, 1)
-	go func() { failed <- cmd.ExecuteContext(ctx) }()
-	s := &server{&rest.Config{Host: "https://" + secure.Host, BearerToken: "admin-token", TLSClientConfig: rest.TLSClientConfig{CAFile: filepath.Join(dir, "certs", "apiserver.crt")}}}
 	for {
-		err := s.ready(ctx)
-		if err == nil {
-			return s
+		if out, err := c.try("kubectl get --raw=/readyz", nil); err == nil && out == "ok" {
+			t.Logf("%s", c.run("kubectl version"))
+			return c
 		}
 		select {
-		case err := <-failed:
-			t.Fatalf("the API server ended: %v", err)
+		case err := <-ended:
+			ended <- err
+			t.Fatalf("the API server ended: %v\n%s", err, c.tail())
 		case <-ctx.Done():
-			t.Fatalf("the API server is not ready: %v", err)
-		case <-time.After(200 * time.Millisecond):
+			t.Fatalf("the API server is not ready\n%s", c.tail())
+		case <-time.After(500 * time.Millisecond):
 		}
 	}
 }
 
-func (s *server) ready(ctx context.Context) error {
-	if _, err := os.Stat(s.admin.CAFile); err != nil {
-		return err
-	}
-	client, err := kubernetes.NewForConfig(s.admin)
-	if err != nil {
-		return err
-	}
-	return client.Discovery().RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
+// in is the cluster for a part of the test.
+func (c *cluster) in(t testing.TB) *cluster {
+	part := *c
+	part.t = t
+	return &part
 }
 
-// apply applies a golden render of the chart as `kubectl apply --server-side` does, with unknown fields refused. Kinds that come with
-// Prometheus's operator are left out: the server does not know them.
-func (s *server) apply(t *testing.T, ctx context.Context, name string) {
-	text, err := os.ReadFile(filepath.Join("../../deploy/chart/testdata", name+".golden.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	client, err := dynamic.NewForConfig(s.admin)
-	if err != nil {
-		t.Fatal(err)
-	}
-	known, err := kubernetes.NewForConfig(s.admin)
-	if err != nil {
-		t.Fatal(err)
-	}
-	groups, err := restmapper.GetAPIGroupResources(known.Discovery())
-	if err != nil {
-		t.Fatal(err)
-	}
-	mapper := restmapper.NewDiscoveryRESTMapper(groups)
-	applied := map[string]int{}
-	for dec := utilyaml.NewYAMLOrJSONDecoder(bytes.NewReader(text), 4096); ; {
-		var o unstructured.Unstructured
-		if err := dec.Decode(&o.Object); errors.Is(err, io.EOF) {
-			break
-		} else if err != nil {
-			t.Fatal(err)
-		}
-		if len(o.Object) == 0 || o.GroupVersionKind().Group == "monitoring.coreos.com" {
-			continue
-		}
-		m, err := mapper.RESTMapping(o.GroupVersionKind().GroupKind(), o.GroupVersionKind().Version)
-		if err != nil {
-			t.Errorf("%s %s: %v", o.GetKind(), o.GetName(), err)
-			continue
-		}
-		var to dynamic.ResourceInterface = client.Resource(m.Resource)
-		if m.Scope.Name() == meta.RESTScopeNameNamespace {
-			to = client.Resource(m.Resource).Namespace(o.GetNamespace())
-		}
-		data, err := o.MarshalJSON()
-		if err != nil {
-			t.Fatal(err)
-		}
-		force := true
-		_, err = to.Patch(ctx, o.GetName(), "application/apply-patch+yaml", data, metav1.PatchOptions{FieldManager: "test", Force: &force, FieldValidation: "Strict"})
-		if err != nil {
-			t.Errorf("%s %s: %v", o.GetKind(), o.GetName(), err)
-			continue
-		}
-		applied[o.GetKind()]++
-	}
-	t.Logf("applied %v", applied)
-	for _, kind := range []string{"DaemonSet", "ConfigMap", "ServiceAccount", "NetworkPolicy"} {
-		if applied[kind] == 0 {
-			t.Errorf("no %s was applied", kind)
-		}
-	}
+// tail is the end of the server's log.
+func (c *cluster) tail() []byte {
+	text, _ := os.ReadFile(c.logs) // only to say more
+	return text[max(0, len(text)-4000):]
 }
 
-func address(t *testing.T) url.URL {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return url.URL{Scheme: "http", Host: l.Addr().String()}
+// try runs a command line at the top of the repository, with our kubectl and helm.
+func (c *cluster) try(command string, stdin []byte) (string, error) {
+	cmd := exec.CommandContext(c.ctx, "sh", "-c", command)
+	cmd.Dir, cmd.Stdin = top, bytes.NewReader(stdin)
+	cmd.Env = append(os.Environ(), "PATH="+c.bin+":"+os.Getenv("PATH"), "KUBECONFIG="+filepath.Join(c.dir, "kubeconfig"), "HOME="+c.dir)
+	out, err := cmd.CombinedOutput()
+	return strings.TrimSpace(string(out)), err
 }
 
-// writeKey writes a key for signing tokens.
-func writeKey(file string) error {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+// run is try for what has to work.
+func (c *cluster) run(command string, stdin ...byte) string {
+	c.t.Helper()
+	out, err := c.try(command, stdin)
 	if err != nil {
-		return err
+		c.t.Fatalf("%s: %v\n%s\n%s", command, err, out, c.tail())
 	}
-	der, err := x509.MarshalECPrivateKey(key)
+	return out
+}
+
+// documented is run for a command that docs/operating.md has, word by word.
+func (c *cluster) documented(command string) string {
+	c.t.Helper()
+	docs, err := os.ReadFile(filepath.Join(top, "docs/operating.md"))
+	if err != nil || !bytes.Contains(docs, []byte(command)) {
+		c.t.Errorf("docs/operating.md does not say: %s (%v)", command, err)
+	}
+	return c.run(command)
+}
+
+// podOf is the pod that a DaemonSet's controller would make.
+func (c *cluster) podOf(daemonSet, namespace string) []byte {
+	c.t.Helper()
+	var ds struct {
+		Spec struct {
+			Template struct {
+				Metadata map[string]any `json:"metadata"`
+				Spec     map[string]any `json:"spec"`
+			} `json:"template"`
+		} `json:"spec"`
+	}
+	if err := json.Unmarshal([]byte(c.run("kubectl get daemonset "+daemonSet+" -n qos-agent -o json")), &ds); err != nil {
+		c.t.Fatal(err)
+	}
+	pod := ds.Spec.Template
+	pod.Metadata["name"], pod.Metadata["namespace"] = daemonSet, namespace
+	text, err := json.Marshal(map[string]any{"apiVersion": "v1", "kind": "Pod", "metadata": pod.Metadata, "spec": pod.Spec})
 	if err != nil {
-		return fmt.Errorf("key: %w", err)
+		c.t.Fatal(err)
 	}
-	return os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}), 0o600)
+	return text
+}
+
+// postCut has a cut of jobs/batch for shop/web told by the agent's own code with the token of its service account, and says what became
+// of the two events.
+func (c *cluster) postCut(uids map[string]string) (posted, dropped uint64, log string) {
+	c.t.Helper()
+	token := filepath.Join(c.t.TempDir(), "token")
+	if err := os.WriteFile(token, []byte(c.run("kubectl create token qos-agent -n qos-agent")), 0o600); err != nil {
+		c.t.Fatal(err)
+	}
+	var out bytes.Buffer
+	p, err := kubeevents.New(kubeevents.Options{
+		URL: c.run("kubectl config view -o jsonpath={.clusters[0].cluster.server}"), TokenFile: token, CAFile: filepath.Join(c.dir, "certs/apiserver.crt"),
+		Node: "node-1", UID: func(ns, name string) string { return uids[ns+"/"+name] }, Log: slog.New(slog.NewTextHandler(&out, nil)),
+	})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(c.ctx)
+	ended := make(chan struct{})
+	go func() { p.Run(ctx); close(ended) }()
+	p.Sink(&decisionlog.Entry{
+		Kind: decisionlog.KindDecision, At: time.Now(), Pod: "jobs/batch", Victim: "shop/web", Owner: "cpu", Rule: control.RuleEventCut, Old: "posture", New: "2 CPUs",
+		Inputs: &decisionlog.Inputs{WaitSeconds: 0.021, ObjectiveSeconds: 0.005, ShareRatio: 0.62},
+	})
+	for posted+dropped < 2 && c.ctx.Err() == nil {
+		time.Sleep(20 * time.Millisecond)
+		posted, dropped = p.Counts()
+	}
+	cancel()
+	<-ended
+	return posted, dropped, out.String()
+}
+
+// version is that of a module that this one requires.
+func (c *cluster) version(module string) string {
+	c.t.Helper()
+	out, err := exec.CommandContext(c.ctx, "go", "list", "-mod=mod", "-m", "-f", "{{.Version}}", module).Output()
+	if err != nil {
+		c.t.Fatalf("%s: %v", module, err)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// module is the directory of a module's files, of which nothing is compiled.
+func (c *cluster) module(at string) string {
+	c.t.Helper()
+	cmd := exec.CommandContext(c.ctx, "go", "mod", "download", "-json", at)
+	cmd.Dir = c.dir // outside of every module
+	out, err := cmd.Output()
+	var m struct{ Dir, Error string }
+	if jsonErr := json.Unmarshal(out, &m); err != nil || jsonErr != nil || m.Dir == "" {
+		c.t.Fatalf("%s: %v %v %s", at, err, jsonErr, m.Error)
+	}
+	return m.Dir
 }

@@ -2,8 +2,15 @@ module github.com/qos-agent/qos-agent/test/apiserver
 
 go 1.26.0
 
+// Programs that the test runs.
+tool (
+	helm.sh/helm/v3/cmd/helm
+	k8s.io/kubernetes/cmd/kubectl
+)
+
 require (
 	go.etcd.io/etcd/server/v3 v3.7.0
+	helm.sh/helm/v3 v3.22.0
 	k8s.io/kubernetes v1.37.2
 )
 

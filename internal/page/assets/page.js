@@ -163,6 +163,7 @@
     put(c.value, value);
     put(c.more, more || "");
     if (c.canvas) spark(c.canvas, list, top);
+    return c;
   }
 
   function renderNode() {
@@ -170,19 +171,17 @@
     if (!now || !pods) return;
     const count = (c) => pods.filter((p) => p.c === c).length;
     const containers = (c) => items.filter((it) => it.pod.c === c).length;
-    const c = now.cpu;
+    const c = now.cpu, p = now.pressure, l = now.loop;
+    const hurt = troubles.counts.violated;
+    card("Violated", number(hurt), hurt ? "objectives, see below" : "every objective that can be judged is kept").value.classList.toggle("bad", hurt > 0);
+    card("Held settings", number(knobs.list.length + knobs.hidden), agent.mode === "observe" ? "observe: nothing is written" : "on " + some(held.size, "pod"));
+    card("Online pods", number(count("online")), some(containers("online"), "container"));
+    card("Offline pods", number(count("offline")), `${some(containers("offline"), "container")}; ${some(count("unclassified"), "pod")} of no class`);
+    card("Reaction", l.reaction.count ? dur(l.reaction.p50Seconds) : "–", l.reaction.count ? `p50 of ${number(l.reaction.count)} from event to write; p99 ${dur(l.reaction.p99Seconds)}` : "no event has led to a write yet");
     card("CPU busy", c ? pct(c.busyRatio) : "–", c ? `of ${node.cpus.length} CPUs; steal ${pct(c.stealRatio)}, interrupts ${pct(c.softirqRatio + c.irqRatio)}` : "not measured", nodeHistory.busy, 1);
-    const p = now.pressure;
     for (const [k, name] of [["cpu", "CPU"], ["memory", "Memory"], ["io", "IO"]]) {
       card(name + " pressure", p ? pct(p[k + "SomeRatio"]) : "–", p ? (k === "cpu" ? "some task waited" : `some; all: ${pct(p[k + "FullRatio"])}`) : "not measured", nodeHistory[k], 0.1);
     }
-    card("Online pods", number(count("online")), some(containers("online"), "container"));
-    card("Offline pods", number(count("offline")), `${some(containers("offline"), "container")}; ${some(count("unclassified"), "pod")} of no class`);
-    const hurt = troubles.counts.violated;
-    card("Violated", number(hurt), hurt ? "objectives, see below" : "every objective that can be judged is kept");
-    card("Held settings", number(knobs.list.length + knobs.hidden), agent.mode === "observe" ? "observe: nothing is written" : "on " + some(held.size, "pod"));
-    const l = now.loop;
-    card("Reaction", l.reaction.count ? dur(l.reaction.p50Seconds) : "–", l.reaction.count ? `p50 of ${number(l.reaction.count)} from event to write; p99 ${dur(l.reaction.p99Seconds)}` : "no event has led to a write yet");
     card("Tick", dur(l.tick.p50Seconds), `p50, every ${dur(agent.intervalSeconds)}; p99 ${dur(l.tick.p99Seconds)}, ${number(l.overruns)} late of ${number(l.ticks)}`);
 
     const w = [];
@@ -560,6 +559,13 @@
   $("theme").addEventListener("click", nextTheme);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
   window.addEventListener("resize", repaint);
+  // On paper, light and whole: rows that nobody has scrolled to are as old as the last look at them.
+  window.addEventListener("beforeprint", () => {
+    document.documentElement.classList.add("paper");
+    repaint();
+    for (const t of tables.values()) for (const r of t.rows.values()) paint(r);
+  });
+  window.addEventListener("afterprint", () => { document.documentElement.classList.remove("paper"); repaint(); });
 
   const GO = { n: "node", h: "hurt", w: "blame", p: "pods", k: "knobs", d: "log", c: "can" };
   let going = 0;
