@@ -557,16 +557,18 @@ func (p *Planner) class(b *bucket) knob.Class {
 	return c
 }
 
-// watch says who is measured: online pods first, as far as ids go.
+// watch says who is measured: online pods first, as far as ids go. Offline pods leave a quarter of the ids to classes that may be needed: an
+// id that is freed can be in use by old lines for many seconds, and a cut that has to wait for one comes too late.
 func (p *Planner) watch() {
 	left := p.use.RMIDs - len(p.plan.Classes)
+	spare := max(0, min(p.use.CLOSIDs, p.use.RMIDs/4)-len(p.plan.Classes))
 	without := 0
 	for _, role := range []knob.Role{knob.RoleOnline, knob.RoleOffline} {
 		for _, s := range p.pods {
 			if s.Role != role || p.use.RMIDs == 0 {
 				continue
 			}
-			if left <= 0 {
+			if left <= 0 || role == knob.RoleOffline && left <= spare {
 				without++
 				continue
 			}
@@ -575,6 +577,6 @@ func (p *Planner) watch() {
 		}
 	}
 	if without > 0 {
-		p.note("", "%d pods are not monitored: no monitoring id (RMID) is left", without)
+		p.note("", "%d pods are not monitored: no monitoring id (RMID) is left for them", without)
 	}
 }

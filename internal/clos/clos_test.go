@@ -169,6 +169,25 @@ func TestWatchTakesTheOnlineFirst(t *testing.T) {
 }
 
 // TestPlansStay cuts one pod after the other, and lets pods come and go: nobody is moved who need not be.
+// TestWatchLeavesIDsToClasses: a new class must not have to wait for an id that comes out of limbo.
+func TestWatchLeavesIDsToClasses(t *testing.T) {
+	l := intel()
+	l.RMIDs = 39
+	var shares []knob.Share
+	for i := range 60 {
+		shares = append(shares, offline(fmt.Sprint(i), 0, 0))
+	}
+	var p Planner
+	plan, _ := p.Plan(&l, shares)
+	before := slices.Clone(plan.Watch)
+	for i := range 6 {
+		shares[i].Ways.N = 1 + i
+		if plan, _ = p.Plan(&l, shares); len(plan.Classes) != 2+i || !slices.Equal(plan.Watch, before) {
+			t.Fatalf("%d classes, %d watched, %d before", len(plan.Classes), len(plan.Watch), len(before))
+		}
+	}
+}
+
 func TestPlansStay(t *testing.T) {
 	var p Planner
 	l := intel()
