@@ -180,6 +180,11 @@ func TestDaemonSet(t *testing.T) {
 	}
 	t.Run("probes and scrape", func(t *testing.T) { s.checkPort(t) })
 	t.Run("few capabilities are left", func(t *testing.T) { checkCapabilities(t, p) })
+	t.Run("nobody has the BPF programs timed", func(t *testing.T) {
+		if got := sum(s.families(t)["qosagent_bpf_run_seconds_total"]); got != 0 {
+			t.Errorf("without bpfStats qosagent_bpf_run_seconds_total is %v", got)
+		}
+	})
 	t.Run("doctor by kubectl exec", func(t *testing.T) {
 		if out, code := p.Exec("qos-agent", "doctor", "--cgroup-root=/host/sys/fs/cgroup"); code != 0 || !strings.Contains(out, "The main job can run.") {
 			t.Errorf("doctor: exit code %d\n%s", code, out)
@@ -208,8 +213,16 @@ func TestDaemonSet(t *testing.T) {
 	if s.read(s.batch.Parent, "cpu.idle") != "1" {
 		t.Error("kill -9 has put things back, which nobody can have done")
 	}
+	// The next one has the option that wants SYS_ADMIN on any node.
+	s.values = strings.Replace(s.values, "{mode: policy}", "{mode: policy, bpfStats: true}", 1)
 	p = s.start()
 	s.wait(p, "cuts by the agent after a crash", cut)
+	t.Run("what the BPF programs cost", func(t *testing.T) {
+		if got := sum(s.families(t)["qosagent_bpf_run_seconds_total"]); got <= 0 {
+			t.Errorf("with bpfStats qosagent_bpf_run_seconds_total is %v; log:\n%s", got, p.Log())
+		}
+		checkCapabilities(t, p) // and SYS_ADMIN has gone again
+	})
 	if code := p.Stop(); code != 0 {
 		t.Errorf("exit code %d after SIGTERM; log:\n%s", code, p.Log())
 	}
@@ -283,8 +296,9 @@ func (s *stage) checkPort(t *testing.T) {
 	}
 }
 
-// missing lists what a scrape should show and does not.
-func (s *stage) missing(t *testing.T) (out []string) {
+// families is a scrape.
+func (s *stage) families(t *testing.T) map[string]*dto.MetricFamily {
+	t.Helper()
 	_, body, err := get(s.ctx, s.port, "/metrics")
 	if err != nil {
 		t.Fatal(err)
@@ -294,6 +308,12 @@ func (s *stage) missing(t *testing.T) (out []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return families
+}
+
+// missing lists what a scrape should show and does not.
+func (s *stage) missing(t *testing.T) (out []string) {
+	families := s.families(t)
 	for what, value := range map[string]float64{
 		"waits of web":          sum(families["qosagent_cpu_wait_seconds"], "pod", "web"),
 		"blame of web on batch": sum(families["qosagent_cpu_wait_blame_seconds_total"], "victim_pod", "web", "culprit_pod", "batch"),

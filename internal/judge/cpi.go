@@ -579,6 +579,26 @@ func (s *State) BusPercent(j *policy.BandwidthControl) int {
 	return percent
 }
 
+// Where is the domains that a pod uses: bit i is the i-th of the machine's by ascending id. 0: all of them, or that is not known.
+func (s *State) Where(pod int) (mask uint64) {
+	t := &s.traffic
+	if n := len(t.ids); n < 2 || n > 64 || pod >= len(t.pods) || !t.pods[pod].monitored {
+		return 0
+	}
+	t.at(pod)
+	every := true
+	for d, b := range t.busy {
+		if b {
+			mask |= 1 << d
+		}
+		every = every && b
+	}
+	if every {
+		return 0
+	}
+	return mask
+}
+
 // PodMBps is what a pod moves between cache and memory, MB/s; ok is false if it is not known.
 func (s *State) PodMBps(pod int) (n uint64, ok bool) {
 	if pod >= len(s.traffic.pods) {
