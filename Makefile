@@ -42,6 +42,10 @@ test-vm: ## only tests on Debian's 6.1 and 6.12 in QEMU (no root, no KVM)
 test-rig: rig ## only tests on a machine with RDT and a PMU, emulated (no root, no KVM)
 	go run ./test/runner -layers rig
 
+.PHONY: test-apiserver
+test-apiserver: ## chart, kustomize, examples and --kube-events against a real kube-apiserver, with kubectl and helm (no root; compiles them first)
+	cd test/apiserver && go test -mod=mod -count=1 -timeout=60m -v .
+
 rig: ## build that machine (a patched QEMU, about 2 minutes) into the cache, if it is not there
 	go run ./test/rig/build
 
@@ -84,7 +88,7 @@ bench-replay: ## bytes, cost and speed of recording and replay of 150 containers
 bench-rdt: ## cache and bandwidth in a closed loop, on the emulated machine with RDT (20 minutes)
 	go run ./bench/rdt
 
-bench-tune: ## record a bad policy beside nginx and xz, tune on that recording, run both in turn (root, 6 minutes)
+bench-tune: ## record a bad policy beside nginx and xz, tune on the recordings, run both in turn (root, 5 minutes)
 	go run ./bench/tune
 
 .PHONY: bench-watched

@@ -6,8 +6,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"math/rand/v2"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -16,21 +14,15 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/qos-agent/qos-agent/bench/online"
 )
 
 const webEnv = "QOS_AGENT_DEMO_WEB"
 
 // page is what the service sends, compressed anew for every request: work of about half a millisecond, as a service does it
 // that makes its answers. (A few bytes from memory would cost the one who asks more than the one who answers.)
-func page() string {
-	words := strings.Fields("order basket price stock customer offer colour size delivery tomorrow payment review rating similar seller return")
-	rng := rand.New(rand.NewPCG(1, 1))
-	var b strings.Builder
-	for b.Len() < 24<<10 {
-		fmt.Fprintf(&b, "%s %d\n", words[rng.IntN(len(words))], rng.IntN(1e6))
-	}
-	return b.String()
-}
+func page() string { return online.Prose(24 << 10) }
 
 // web is the online service.
 type web struct {
@@ -51,7 +43,7 @@ func startWeb(ctx context.Context, dir string, workers int, join func(pid int) e
 
 // startServer starts the given nginx, or the built-in server if it is empty, in a directory of ours.
 func startServer(ctx context.Context, dir, nginx string, workers int, join func(pid int) error) (*web, error) {
-	addr, err := freeAddr()
+	addr, err := online.FreeAddr()
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +62,7 @@ func startServer(ctx context.Context, dir, nginx string, workers int, join func(
 			return nil, err
 		}
 		conf := filepath.Join(dir, "nginx.conf")
-		if err := os.WriteFile(conf, []byte(nginxConf(dir, addr, workers)), 0o644); err != nil {
+		if err := os.WriteFile(conf, []byte(online.NginxConf(dir, filepath.Base(w.log), addr, workers, "gzip_comp_level 6;", "location = / { rewrite ^ /page.txt last; }")), 0o644); err != nil {
 			return nil, err
 		}
 		args = []string{nginx, "-e", w.log, "-p", dir, "-c", conf}
@@ -170,34 +162,6 @@ func nginxVersion(ctx context.Context, path string) (string, error) {
 	return version, nil
 }
 
-// nginxConf keeps everything that nginx writes in dir, and its connections open for ever.
-func nginxConf(dir, addr string, workers int) string {
-	var temp strings.Builder
-	for _, name := range []string{"client_body", "proxy", "fastcgi", "uwsgi", "scgi"} {
-		fmt.Fprintf(&temp, "  %s_temp_path %s/%s;\n", name, dir, name)
-	}
-	return fmt.Sprintf(`user root root;
-daemon off;
-worker_processes %d;
-pid %s/nginx.pid;
-error_log %s/web.log warn;
-events { worker_connections 1024; }
-http {
-%s  access_log off;
-  keepalive_requests 1000000000;
-  keepalive_timeout 1h;
-  server {
-    listen %s reuseport;
-    root %s;
-    gzip on;
-    gzip_types text/plain;
-    gzip_comp_level 6;
-    location = / { rewrite ^ /page.txt last; }
-  }
-}
-`, workers, dir, dir, temp.String(), addr, dir)
-}
-
 // maybeWeb is the built-in server: in a process that startWeb has started it serves until it is killed.
 func maybeWeb() {
 	addr, ok := os.LookupEnv(webEnv)
@@ -216,14 +180,4 @@ func maybeWeb() {
 	}))
 	fmt.Fprintln(os.Stderr, "web:", err)
 	os.Exit(1)
-}
-
-// freeAddr is a loopback address that nobody listened on a moment ago.
-func freeAddr() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	defer l.Close()
-	return l.Addr().String(), nil
 }

@@ -52,7 +52,7 @@ var Kinds = []Kind{
 		Name: "nginx", program: "nginx", pkg: "nginx-light", protocol: "http", path: "/page.txt",
 		args: func(dir, host, port string, cpus int) ([]string, error) {
 			conf := filepath.Join(dir, "nginx.conf")
-			if err := os.WriteFile(conf, []byte(nginxConf(dir, net.JoinHostPort(host, port), cpus)), 0o644); err != nil {
+			if err := os.WriteFile(conf, []byte(NginxConf(dir, "nginx.log", net.JoinHostPort(host, port), cpus, "open_file_cache max=16;")), 0o644); err != nil {
 				return nil, err
 			}
 			return []string{"-e", filepath.Join(dir, "nginx.log"), "-p", dir, "-c", conf},
@@ -96,8 +96,9 @@ func cacheKeys() string {
 	return strings.Join(keys, " ")
 }
 
-// nginxConf keeps everything that nginx writes in dir, and its connections open for ever.
-func nginxConf(dir, addr string, workers int) string {
+// NginxConf is a configuration with which nginx keeps everything that it writes in dir, and its connections open for ever, and compresses text
+// anew for every request. server is lines for the block of that name.
+func NginxConf(dir, log, addr string, workers int, server ...string) string {
 	var temp strings.Builder
 	for _, name := range []string{"client_body", "proxy", "fastcgi", "uwsgi", "scgi"} {
 		fmt.Fprintf(&temp, "  %s_temp_path %s/%s;\n", name, dir, name)
@@ -106,11 +107,10 @@ func nginxConf(dir, addr string, workers int) string {
 daemon off;
 worker_processes %d;
 pid %s/nginx.pid;
-error_log %s/nginx.log warn;
+error_log %s/%s warn;
 events { worker_connections 1024; }
 http {
 %s  access_log off;
-  open_file_cache max=16;
   keepalive_requests 1000000000;
   keepalive_timeout 1h;
   server {
@@ -118,9 +118,10 @@ http {
     root %s;
     gzip on;
     gzip_types text/plain;
+    %s
   }
 }
-`, workers, dir, dir, temp.String(), addr, dir)
+`, workers, dir, dir, log, temp.String(), addr, dir, strings.Join(server, "\n    "))
 }
 
 // tell sends one request and looks whether the answer begins as wanted.
@@ -175,7 +176,7 @@ func Start(ctx context.Context, s Kind, tree *groups.Tree, dir string, cpus int,
 	if o.Group, err = tree.Make(s.Name); err != nil {
 		return nil, err
 	}
-	addr, err := freeAddr()
+	addr, err := FreeAddr()
 	if err != nil {
 		return nil, err
 	}
@@ -298,7 +299,8 @@ func end(cmd *exec.Cmd, ask syscall.Signal, patience time.Duration) {
 	late.Stop()
 }
 
-func freeAddr() (string, error) {
+// FreeAddr is a loopback address that nobody listened on a moment ago.
+func FreeAddr() (string, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", err

@@ -58,6 +58,10 @@ type split struct {
 	CPI         float64 `json:"cpi"`
 	OfflineMBps float64 `json:"offline_mbps"`
 	Tried       int     `json:"tried"`
+
+	// The same split with offline pods in an ordinary posture on the CPUs; the others stand back there as they do beside the daemon.
+	PlainCPI         float64 `json:"cpi_plain_posture,omitempty"`
+	PlainOfflineMBps float64 `json:"offline_mbps_plain_posture,omitempty"`
 }
 
 // cost is what a tick takes with hardware counters and resctrl, and without. The machine is emulated: look at the ratios.
@@ -204,6 +208,9 @@ func (f *figures) row() string {
 	if s := f.Static; s != nil {
 		row += fmt.Sprintf("\n%22s best of %d static splits: %d ways, %d %%: CPI %.3f, offline %.1f GB/s; the agent leaves %.2fx", "", s.Tried, s.Ways, s.MB,
 			s.CPI, s.OfflineMBps/1000, f.OfflineMBps/s.OfflineMBps)
+		if s.PlainOfflineMBps > 0 {
+			row += fmt.Sprintf("; without cpu.idle: CPI %.3f, offline %.1f GB/s", s.PlainCPI, s.PlainOfflineMBps/1000)
+		}
 	}
 	return row
 }

@@ -1,8 +1,6 @@
 package main
 
 import (
-	"encoding/json"
-
 	"github.com/qos-agent/qos-agent/internal/capability"
 )
 
@@ -27,7 +25,5 @@ func (c doctorCmd) print(e env, r *capability.Report) error {
 	if !c.JSON {
 		return r.WriteText(e.stdout)
 	}
-	enc := json.NewEncoder(e.stdout)
-	enc.SetIndent("", "  ")
-	return enc.Encode(r.Document())
+	return printJSON(e, r.Document())
 }

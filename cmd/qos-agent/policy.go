@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/qos-agent/qos-agent/internal/policy"
 )
@@ -13,14 +15,31 @@ type policyCmd struct {
 
 type policyCheckCmd struct {
 	Paths []string `arg:"" name:"path" help:"Policy files, or directories as given to --policy-dir."`
+	JSON  bool     `name:"json" help:"Print JSON."`
 }
 
 func (c policyCheckCmd) Run(e env) error {
-	failed := false
-	for _, r := range policy.CheckPaths(c.Paths...) {
+	results := policy.CheckPaths(c.Paths...)
+	if err := c.print(e, results); err != nil {
+		return err
+	}
+	if slices.ContainsFunc(results, func(r policy.Checked) bool { return r.Err != nil }) {
+		return silentError(exitFailure)
+	}
+	return nil
+}
+
+func (c policyCheckCmd) print(e env, results []policy.Checked) error {
+	if c.JSON {
+		out := make([]checkedPolicy, len(results))
+		for i, r := range results {
+			out[i] = newCheckedPolicy(r)
+		}
+		return printJSON(e, out)
+	}
+	for _, r := range results {
 		switch {
 		case r.Err != nil:
-			failed = true
 			fmt.Fprintln(e.stderr, r.Err)
 		case r.Policy != nil:
 			fmt.Fprintf(e.stdout, "%s: ok\n%s", r.Path, policy.Summary(r.Policy))
@@ -29,10 +48,28 @@ func (c policyCheckCmd) Run(e env) error {
 			fmt.Fprintf(e.stdout, "%s: %s\n", r.Path, r.Note)
 		}
 	}
-	if failed {
-		return silentError(exitFailure)
-	}
 	return nil
+}
+
+// checkedPolicy is what became of one path.
+type checkedPolicy struct {
+	Path   string           `json:"path"`
+	OK     bool             `json:"ok"` // the agent would take it, by itself
+	Name   string           `json:"name,omitempty"`
+	ID     string           `json:"id,omitempty"`
+	Mode   policy.Mode      `json:"mode,omitempty"`
+	Errors policy.ErrorList `json:"errors,omitempty"`
+	Note   string           `json:"note,omitempty"`
+}
+
+func newCheckedPolicy(r policy.Checked) checkedPolicy {
+	out := checkedPolicy{Path: r.Path, OK: r.Policy != nil, Note: r.Note}
+	if r.Policy != nil {
+		p := r.Policy.Policy()
+		out.Name, out.ID, out.Mode = r.Policy.Name(), r.Policy.ID(), p.Spec.Mode
+	}
+	errors.As(r.Err, &out.Errors) // by its contract it is one
+	return out
 }
 
 type policyDefaultCmd struct{}

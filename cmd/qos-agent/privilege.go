@@ -1,8 +1,11 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -61,6 +64,14 @@ func (c *runCmd) checkFiles() error {
 		}
 		for _, name := range inside {
 			files[name] = read
+		}
+	}
+	if c.Pods == "cri" {
+		for _, endpoint := range c.endpoints() {
+			socket := strings.TrimPrefix(strings.TrimPrefix(endpoint, "unix:"), "//")
+			if err := unix.Faccessat(unix.AT_FDCWD, socket, write, unix.AT_EACCESS); errors.Is(err, fs.ErrPermission) {
+				return fmt.Errorf("%s: %w", socket, err)
+			}
 		}
 	}
 	for name, mode := range files {

@@ -33,11 +33,11 @@ func (t *tuneSpace) load() (*tune.Base, *tune.Space, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if _, err := policy.LoadFile(t.Policy); err != nil {
-		return nil, nil, err
-	}
 	data, err := os.ReadFile(t.Policy)
 	if err != nil {
+		return nil, nil, err
+	}
+	if _, err := policy.Parse(t.Policy, data); err != nil {
 		return nil, nil, err
 	}
 	return &tune.Base{File: t.Policy, Data: data}, space, nil

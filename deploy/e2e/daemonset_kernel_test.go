@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/common/model"
 
 	dto "github.com/prometheus/client_model/go"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/qos-agent/qos-agent/deploy/e2e"
 	"github.com/qos-agent/qos-agent/internal/server"
@@ -201,15 +202,32 @@ func TestDaemonSet(t *testing.T) {
 	}
 	s.restored("after SIGTERM", before)
 
-	// The kernel kills the agent for want of memory. The kubelet starts the next one.
-	p = s.start()
+	// The kernel kills the agent for want of memory. The kubelet starts the next one. These have the option that wants SYS_ADMIN on any
+	// node, and the first has not got it.
+	s.values = strings.Replace(s.values, "{mode: policy}", "{mode: policy, bpfStats: true}", 1)
+	p = s.node.Run(t, e2e.DaemonSet(t, s.values), func(c *runtimeapi.ContainerConfig) {
+		add := &c.Linux.SecurityContext.Capabilities.AddCapabilities
+		*add = slices.DeleteFunc(*add, func(name string) bool { return name == "SYS_ADMIN" })
+	})
 	s.wait(p, "cuts by the next agent", cut)
+	if log := p.Log(); !strings.Contains(log, "the cost of the BPF programs is not shown") {
+		t.Errorf("without SYS_ADMIN the log does not say that the cost of BPF programs is not shown:\n%s", log)
+	}
 	p.Kill()
 	if s.read(s.batch.Parent, "cpu.idle") != "1" {
 		t.Error("kill -9 has put things back, which nobody can have done")
 	}
 	p = s.start()
 	s.wait(p, "cuts by the agent after a crash", cut)
+	t.Run("what the BPF programs cost", func(t *testing.T) {
+		for end := time.Now().Add(30 * time.Second); sum(s.families(t)["qosagent_bpf_run_seconds_total"]) <= 0; time.Sleep(200 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Errorf("with bpfStats qosagent_bpf_run_seconds_total stays 0; log:\n%s", p.Log())
+				break
+			}
+		}
+		checkCapabilities(t, p) // and SYS_ADMIN has gone again
+	})
 	if code := p.Stop(); code != 0 {
 		t.Errorf("exit code %d after SIGTERM; log:\n%s", code, p.Log())
 	}
@@ -283,8 +301,9 @@ func (s *stage) checkPort(t *testing.T) {
 	}
 }
 
-// missing lists what a scrape should show and does not.
-func (s *stage) missing(t *testing.T) (out []string) {
+// families is a scrape.
+func (s *stage) families(t *testing.T) map[string]*dto.MetricFamily {
+	t.Helper()
 	_, body, err := get(s.ctx, s.port, "/metrics")
 	if err != nil {
 		t.Fatal(err)
@@ -294,6 +313,12 @@ func (s *stage) missing(t *testing.T) (out []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return families
+}
+
+// missing lists what a scrape should show and does not.
+func (s *stage) missing(t *testing.T) (out []string) {
+	families := s.families(t)
 	for what, value := range map[string]float64{
 		"waits of web":          sum(families["qosagent_cpu_wait_seconds"], "pod", "web"),
 		"blame of web on batch": sum(families["qosagent_cpu_wait_blame_seconds_total"], "victim_pod", "web", "culprit_pod", "batch"),

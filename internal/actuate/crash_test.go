@@ -1,40 +1,28 @@
 package actuate
 
 import (
-	"errors"
-	"fmt"
-	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path"
-	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/qos-agent/qos-agent/internal/knob"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
 	"github.com/qos-agent/qos-agent/pkg/cgroup/cgrouptest"
+	"github.com/qos-agent/qos-agent/test/crash"
 )
 
-// The test binary runs itself as the agent that gets killed; these variables tell it so.
+// What the process that gets killed works on.
 const (
 	envTree   = "ACTUATE_CRASH_TREE" // "fake DIRECTORY" or "real BASE"
 	envRunDir = "ACTUATE_CRASH_RUN_DIR"
-	envPoint  = "ACTUATE_CRASH_POINT" // the point at which it kills itself; 0 for never, and then it does not end by itself
 )
 
-func TestMain(m *testing.M) {
-	if os.Getenv(envTree) != "" {
-		fmt.Println(victim())
-		os.Exit(1)
-	}
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { crash.Main(m, victim) }
 
 // victim is the agent that gets killed: it carries out plan after plan.
-func victim() error {
+func victim(hook func(string), round func()) error {
 	var w cgrouptest.World
 	var err error
 	kind, where, _ := strings.Cut(os.Getenv(envTree), " ")
@@ -46,20 +34,7 @@ func victim() error {
 	if err != nil {
 		return err
 	}
-	at, err := strconv.Atoi(os.Getenv(envPoint))
-	if err != nil {
-		return err
-	}
-	points := 0
-	e, err := Open(Options{
-		Hierarchy: w.Hierarchy(), FS: w.FS(), RunDir: os.Getenv(envRunDir), BootID: "this-boot",
-		crash: func(string) {
-			if points++; points == at {
-				syscall.Kill(os.Getpid(), syscall.SIGKILL)
-				select {}
-			}
-		},
-	})
+	e, err := Open(Options{Hierarchy: w.Hierarchy(), FS: w.FS(), RunDir: os.Getenv(envRunDir), BootID: "this-boot", crash: hook})
 	if err != nil {
 		return err
 	}
@@ -72,10 +47,7 @@ func victim() error {
 				}
 			}
 		}
-		if at != 0 {
-			fmt.Println("end of plans")
-			os.Exit(0)
-		}
+		round()
 	}
 }
 
@@ -129,55 +101,8 @@ func testCrash(t *testing.T, w cgrouptest.World, tree string) {
 	if testing.Short() {
 		step = 5
 	}
-	killed := 0
-	for point := 1; ; point += step {
-		cmd := b.victim(tree, point)
-		out, err := cmd.CombinedOutput()
-		if err == nil {
-			t.Logf("killed at each of %d points", killed)
-			break
-		}
-		if !wasKilled(err) {
-			t.Fatalf("victim at point %d: %v: %s", point, err, out)
-		}
-		killed++
-		if point%3 != 0 { // else the next agent takes over what this one left
-			restore(fmt.Sprintf("at point %d", point))
-		}
+	c := crash.Test{
+		Env: []string{envTree + "=" + tree, envRunDir + "=" + b.runDir}, Step: step, Least: 5, Random: 20 / step, Within: 60 * time.Millisecond, Restore: restore,
 	}
-	if killed < 5 {
-		t.Errorf("killed at %d points only", killed)
-	}
-	for i := range 20 / step {
-		cmd := b.victim(tree, 0)
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		after := time.Duration(rand.IntN(60)) * time.Millisecond
-		time.Sleep(after)
-		cmd.Process.Kill()
-		if err := cmd.Wait(); !wasKilled(err) {
-			t.Fatalf("victim: %v", err)
-		}
-		if i%3 != 0 {
-			restore("after " + after.String())
-		}
-	}
-	restore("and restored in the end")
-}
-
-func (b *bench) victim(tree string, point int) *exec.Cmd {
-	b.t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	cmd := exec.Command(self)
-	cmd.Env = append(os.Environ(), envTree+"="+tree, envRunDir+"="+b.runDir, envPoint+"="+strconv.Itoa(point))
-	return cmd
-}
-
-func wasKilled(err error) bool {
-	var exit *exec.ExitError
-	return errors.As(err, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL
+	c.Run(t)
 }

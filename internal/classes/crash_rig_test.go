@@ -5,16 +5,12 @@ package classes
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"io/fs"
-	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -24,22 +20,14 @@ import (
 	"github.com/qos-agent/qos-agent/internal/knob"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
 	"github.com/qos-agent/qos-agent/pkg/rdt"
+	"github.com/qos-agent/qos-agent/test/crash"
 	"github.com/qos-agent/qos-agent/test/rig/guest"
 )
 
-// The test binary runs itself as the agent that gets killed; these variables tell it so.
-const (
-	envVictim = "CLASSES_CRASH_RUN_DIR"
-	envPoint  = "CLASSES_CRASH_POINT" // the point at which it kills itself; 0 for never, and then it does not end by itself
-)
+// envRunDir is where the process that gets killed keeps its journal.
+const envRunDir = "CLASSES_CRASH_RUN_DIR"
 
-func TestMain(m *testing.M) {
-	if dir := os.Getenv(envVictim); dir != "" {
-		fmt.Println(victim(dir))
-		os.Exit(1)
-	}
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { crash.Main(m, victim) }
 
 // Groups of the three pods.
 const (
@@ -69,22 +57,12 @@ func plans() [][]knob.Share {
 }
 
 // victim is the agent that gets killed: it carries out plan after plan.
-func victim(runDir string) error {
-	at, err := strconv.Atoi(os.Getenv(envPoint))
+func victim(hook func(string), round func()) error {
+	o, err := realOptions(os.Getenv(envRunDir))
 	if err != nil {
 		return err
 	}
-	o, err := realOptions(runDir)
-	if err != nil {
-		return err
-	}
-	points := 0
-	o.crash = func(string) {
-		if points++; points == at {
-			syscall.Kill(os.Getpid(), syscall.SIGKILL)
-			select {}
-		}
-	}
+	o.crash = hook
 	for {
 		e, err := Open(o)
 		if err != nil {
@@ -104,10 +82,7 @@ func victim(runDir string) error {
 		if err := e.Close(); err != nil {
 			return err
 		}
-		if at != 0 {
-			fmt.Println("end of plans")
-			os.Exit(0)
-		}
+		round()
 	}
 }
 
@@ -190,51 +165,10 @@ func TestRigCrash(t *testing.T) {
 			t.Fatalf("killed %s: tree (-before +after):\n%s", after, diff)
 		}
 	}
-	command := func(point int) *exec.Cmd {
-		cmd := exec.Command("/proc/self/exe")
-		cmd.Env = append(os.Environ(), envVictim+"="+runDir, envPoint+"="+strconv.Itoa(point))
-		return cmd
+	c := crash.Test{
+		Env: []string{envRunDir + "=" + runDir}, Step: 1, Least: 20, Random: 10, Within: 400 * time.Millisecond, Restore: restore,
 	}
-	killed := 0
-	for point := 1; ; point++ {
-		out, err := command(point).CombinedOutput()
-		if err == nil {
-			break
-		}
-		if !wasKilled(err) {
-			t.Fatalf("victim at point %d: %v: %s", point, err, out)
-		}
-		killed++
-		if point%3 != 0 { // else the next agent takes over what this one left
-			restore(fmt.Sprintf("at point %d", point))
-		}
-	}
-	restore("and restored after all points")
-	t.Logf("killed at each of %d points", killed)
-	if killed < 20 {
-		t.Errorf("killed at %d points only", killed)
-	}
-	for i := range 10 {
-		cmd := command(0)
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		after := time.Duration(rand.IntN(400)) * time.Millisecond
-		time.Sleep(after)
-		cmd.Process.Kill()
-		if err := cmd.Wait(); !wasKilled(err) {
-			t.Fatalf("victim: %v", err)
-		}
-		if i%3 != 0 {
-			restore("after " + after.String())
-		}
-	}
-	restore("and restored in the end")
-}
-
-func wasKilled(err error) bool {
-	var exit *exec.ExitError
-	return errors.As(err, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL
+	c.Run(t)
 }
 
 // TestRigMounts has the agent mount resctrl, be killed, and restore unmount it.
@@ -244,9 +178,7 @@ func TestRigMounts(t *testing.T) {
 	guest.Start(t, dir, "hog", "-profile", "100,64,900,10")
 	runDir := t.TempDir()
 	for _, point := range []int{1, 2, 3, 4, 8} {
-		cmd := exec.Command("/proc/self/exe")
-		cmd.Env = append(os.Environ(), envVictim+"="+runDir, envPoint+"="+strconv.Itoa(point))
-		if out, err := cmd.CombinedOutput(); !wasKilled(err) {
+		if out, err := crash.Command(point, envRunDir+"="+runDir).CombinedOutput(); !crash.Killed(err) {
 			t.Fatalf("victim at point %d: %v: %s", point, err, out)
 		}
 		o, err := realOptions(runDir)

@@ -74,6 +74,7 @@ type Planner struct {
 	shares []knob.Share
 	use    Limits            // limits without what is of no use
 	pods   []knob.Share      // shares without what is named twice
+	open   uint64            // the ways of offline pods that nobody limits
 	home   map[string]string // group of a pod -> class in the last plan
 	plan   knob.ClassPlan
 	notes  []Note
@@ -107,7 +108,8 @@ type bucket struct {
 	ways    int // 0 without cache allocation
 	percent int // 100 without limit or bandwidth allocation
 	mask    uint64
-	free    bool // nobody limits it
+	free    bool   // nobody limits it
+	where   uint64 // domains in which the limits hold, as in knob.Share
 	cache   knob.Part
 	band    knob.Part
 	pods    []knob.MemberPod
@@ -350,7 +352,7 @@ func (p *Planner) offline(s space) []bucket {
 		if sh.Role != knob.RoleOffline {
 			continue
 		}
-		b := bucket{percent: 100, free: true}
+		b := bucket{percent: 100, free: true, where: p.where(sh)}
 		if len(l.L3) > 0 {
 			if b.ways = all; sh.Ways.N > 0 {
 				b.ways = min(max(sh.Ways.N, floor), all)
@@ -369,7 +371,7 @@ func (p *Planner) offline(s space) []bucket {
 			}
 		}
 		at := slices.IndexFunc(out, func(o bucket) bool {
-			return o.ways == b.ways && p.value(o.percent) == p.value(b.percent) && o.free == b.free
+			return o.ways == b.ways && p.value(o.percent) == p.value(b.percent) && o.free == b.free && o.where == b.where
 		})
 		if at < 0 {
 			at = len(out)
@@ -378,13 +380,33 @@ func (p *Planner) offline(s space) []bucket {
 		out[at].pods = append(out[at].pods, knob.MemberPod{Pod: sh.Pod, Cgroup: sh.Cgroup})
 	}
 	slices.SortStableFunc(out, func(a, b bucket) int {
-		return cmp.Or(cmp.Compare(boolean(b.free), boolean(a.free)), cmp.Compare(b.ways, a.ways), cmp.Compare(b.percent, a.percent))
+		return cmp.Or(cmp.Compare(boolean(b.free), boolean(a.free)), cmp.Compare(b.ways, a.ways), cmp.Compare(b.percent, a.percent),
+			cmp.Compare(a.where, b.where))
 	})
+	p.open = s.offline
 	for i := range out {
 		out[i].mask = lowest(s.offline, out[i].ways)
 	}
 	return out
 }
+
+// where is the domains in which the limits of a pod hold, of those that there are; 0: all. Domains of cache and of bandwidth are the same on
+// every machine so far; where they are not, a limit holds everywhere.
+func (p *Planner) where(s *knob.Share) uint64 {
+	l := &p.use
+	n := max(len(l.L3), len(l.MB))
+	if s.Ways.N == 0 && s.MB.N == 0 || n > 64 || len(l.L3) > 0 && len(l.MB) > 0 && !slices.Equal(l.L3, l.MB) {
+		return 0
+	}
+	all := ^uint64(0) >> (64 - max(n, 1))
+	if s.Where&all == all {
+		return 0
+	}
+	return s.Where & all
+}
+
+// holds reports whether the bucket's limits hold in the i-th domain.
+func (b *bucket) holds(i int) bool { return b.where == 0 || b.where>>i&1 == 1 }
 
 func boolean(b bool) int {
 	if b {
@@ -405,6 +427,9 @@ func (p *Planner) squeeze(buckets []bucket, n int) []bucket {
 				if a.free != b.free {
 					d += 1000
 				}
+				if a.where != b.where {
+					d += 100
+				}
 				if best == 0 || d < best {
 					best, at = d, [2]int{i, j}
 				}
@@ -418,6 +443,15 @@ func (p *Planner) squeeze(buckets []bucket, n int) []bucket {
 		}
 		if b.percent < a.percent {
 			a.percent, a.band = b.percent, b.band
+		}
+		switch { // what is held back in one of them is so in both
+		case a.free:
+			a.where = b.where
+		case b.free:
+		case a.where == 0 || b.where == 0:
+			a.where = 0
+		default:
+			a.where |= b.where
 		}
 		a.free = a.free && b.free
 		a.pods = append(a.pods, b.pods...)
@@ -502,11 +536,19 @@ func (p *Planner) value(percent int) uint64 {
 
 func (p *Planner) class(b *bucket) knob.Class {
 	c := knob.Class{Name: b.name, Ways: b.ways, Cache: b.cache, Bandwidth: b.band, Pods: b.pods}
-	for _, d := range p.use.L3 {
-		c.L3 = append(c.L3, knob.DomainValue{Domain: d, Value: b.mask})
+	for i, d := range p.use.L3 {
+		v := knob.DomainValue{Domain: d, Value: b.mask}
+		if !b.holds(i) {
+			v.Value = p.open
+		}
+		c.L3 = append(c.L3, v)
 	}
-	for _, d := range p.use.MB {
-		c.MB = append(c.MB, knob.DomainValue{Domain: d, Value: p.value(b.percent)})
+	for i, d := range p.use.MB {
+		v := knob.DomainValue{Domain: d, Value: p.value(b.percent)}
+		if !b.holds(i) {
+			v.Value = p.value(100)
+		}
+		c.MB = append(c.MB, v)
 	}
 	if b.percent < 100 && len(p.use.MB) > 0 {
 		c.MBPercent = b.percent
@@ -515,16 +557,18 @@ func (p *Planner) class(b *bucket) knob.Class {
 	return c
 }
 
-// watch says who is measured: online pods first, as far as ids go.
+// watch says who is measured: online pods first, as far as ids go. Offline pods leave a quarter of the ids to classes that may be needed: an
+// id that is freed can be in use by old lines for many seconds, and a cut that has to wait for one comes too late.
 func (p *Planner) watch() {
 	left := p.use.RMIDs - len(p.plan.Classes)
+	spare := max(0, min(p.use.CLOSIDs, p.use.RMIDs/4)-len(p.plan.Classes))
 	without := 0
 	for _, role := range []knob.Role{knob.RoleOnline, knob.RoleOffline} {
 		for _, s := range p.pods {
 			if s.Role != role || p.use.RMIDs == 0 {
 				continue
 			}
-			if left <= 0 {
+			if left <= 0 || role == knob.RoleOffline && left <= spare {
 				without++
 				continue
 			}
@@ -533,6 +577,6 @@ func (p *Planner) watch() {
 		}
 	}
 	if without > 0 {
-		p.note("", "%d pods are not monitored: no monitoring id (RMID) is left", without)
+		p.note("", "%d pods are not monitored: no monitoring id (RMID) is left for them", without)
 	}
 }

@@ -32,6 +32,8 @@ func offline(name string, ways, mb int) knob.Share {
 	return s
 }
 
+func in(where uint64, s knob.Share) knob.Share { s.Where = where; return s }
+
 func own(s knob.Share, ways int) knob.Share {
 	s.Own, s.Ways = true, knob.Part{N: ways, Owner: "cache", Rule: "own"}
 	return s
@@ -87,6 +89,9 @@ func TestPlans(t *testing.T) {
 			"offline L3:0=7ff MB:0=100 batch/a\noffline-2 L3:0=3 MB:0=20 batch/b\n", ""},
 		{"percents are rounded up", intel(), []knob.Share{offline("a", 0, 25)}, "offline L3:0=7ff MB:0=30 batch/a\n", ""},
 		{"two sockets, sparse ids", two, []knob.Share{offline("a", 3, 50)}, "offline L3:0=7 L3:2=7 MB:0=50 MB:2=50 batch/a\n", ""},
+		{"only where it hurts somebody", two, []knob.Share{in(1, offline("a", 3, 50)), in(2, offline("b", 3, 50)), in(3, offline("c", 3, 50))},
+			"offline L3:0=7 L3:2=7 MB:0=50 MB:2=50 batch/c\noffline-2 L3:0=7 L3:2=7ff MB:0=50 MB:2=100 batch/a\n" +
+				"offline-3 L3:0=7ff L3:2=7 MB:0=100 MB:2=50 batch/b\n", ""},
 		{"ways of its own", intel(), []knob.Share{own(online("web"), 8), online("api"), offline("a", 2, 0), offline("b", 0, 0)},
 			"offline L3:0=7 MB:0=100 batch/b\noffline-2 L3:0=3 MB:0=100 batch/a\nonline L3:0=7 MB:0=100 shop/api\nown L3:0=7f8 MB:0=100 shop/web\n", ""},
 		{"too many ways", intel(), []knob.Share{own(online("web"), 11), offline("a", 0, 0)},
@@ -164,6 +169,25 @@ func TestWatchTakesTheOnlineFirst(t *testing.T) {
 }
 
 // TestPlansStay cuts one pod after the other, and lets pods come and go: nobody is moved who need not be.
+// TestWatchLeavesIDsToClasses: a new class must not have to wait for an id that comes out of limbo.
+func TestWatchLeavesIDsToClasses(t *testing.T) {
+	l := intel()
+	l.RMIDs = 39
+	var shares []knob.Share
+	for i := range 60 {
+		shares = append(shares, offline(fmt.Sprint(i), 0, 0))
+	}
+	var p Planner
+	plan, _ := p.Plan(&l, shares)
+	before := slices.Clone(plan.Watch)
+	for i := range 6 {
+		shares[i].Ways.N = 1 + i
+		if plan, _ = p.Plan(&l, shares); len(plan.Classes) != 2+i || !slices.Equal(plan.Watch, before) {
+			t.Fatalf("%d classes, %d watched, %d before", len(plan.Classes), len(plan.Watch), len(before))
+		}
+	}
+}
+
 func TestPlansStay(t *testing.T) {
 	var p Planner
 	l := intel()
@@ -263,10 +287,12 @@ func mutate(r *rand.Rand, shares []knob.Share) []knob.Share {
 			s.Own, s.Ways.N = r.IntN(3) == 0, r.IntN(8)
 			continue
 		}
-		s.Ways.N, s.MB.N = r.IntN(24), 5*r.IntN(21)
+		s.Ways.N, s.MB.N, s.Where = r.IntN(24), 5*r.IntN(21), uint64(r.IntN(8))
 	}
 	return shares
 }
+
+func holds(where uint64, domain int) bool { return where == 0 || where>>domain&1 == 1 }
 
 // check holds a plan against what the kernel would take and what was promised.
 func check(l *Limits, shares []knob.Share, plan *knob.ClassPlan) error {
@@ -340,8 +366,15 @@ func check(l *Limits, shares []knob.Share, plan *knob.ClassPlan) error {
 		if s.Ways.N > 0 && len(c.L3) > 0 && c.Ways > max(s.Ways.N, l.MinBits, l.OfflineFloor) {
 			return fmt.Errorf("%s has %d ways, wanted are %d", s.Pod, c.Ways, s.Ways.N)
 		}
-		if s.MB.N > 0 && len(c.MB) > 0 && c.MB[0].Value > uint64(max(s.MB.N+9, l.MBFloor, int(l.MBMin))) {
-			return fmt.Errorf("%s has MB %d, wanted are %d", s.Pod, c.MB[0].Value, s.MB.N)
+		for i, v := range c.MB {
+			if s.MB.N > 0 && holds(s.Where, i) && v.Value > uint64(max(s.MB.N+9, l.MBFloor, int(l.MBMin))) {
+				return fmt.Errorf("%s has MB %d in domain %d, wanted are %d", s.Pod, v.Value, v.Domain, s.MB.N)
+			}
+		}
+		for i, v := range c.L3 {
+			if n := bits.OnesCount64(v.Value); s.Ways.N > 0 && holds(s.Where, i) && n > max(s.Ways.N, l.MinBits, l.OfflineFloor) {
+				return fmt.Errorf("%s has %d ways in domain %d, wanted are %d", s.Pod, n, v.Domain, s.Ways.N)
+			}
 		}
 	}
 	return nil

@@ -43,6 +43,14 @@ func (a *ascent[L]) relapse(now time.Duration, held L, regrowEvery, hold time.Du
 	return a.wait
 }
 
+// heed takes over what another's ascent has found to be bad.
+func (a *ascent[L]) heed(now time.Duration, from *ascent[L]) {
+	if a.wait == 0 || now >= a.until || from.bad.compare(a.bad) < 0 {
+		a.bad = from.bad
+	}
+	a.wait, a.until = max(a.wait, from.wait), max(a.until, from.until)
+}
+
 // avoids reports whether a level is not to be tried yet.
 func (a *ascent[L]) avoids(now time.Duration, to L) bool {
 	return a.wait > 0 && now < a.until && to.compare(a.bad) >= 0

@@ -82,15 +82,21 @@ type sharer struct {
 
 	named   time.Duration // when it last had a part in somebody's trouble
 	lastCut time.Duration // of any resource
+	traffic uint64        // the most that it moved when it was cut, MB/s; 0: it is not held back, or that is not known
+	idle    bool          // it moves next to nothing of that ...
+	paused  time.Duration // ... since then
+	resumed time.Duration // when it last ceased to be idle
 	pleaded time.Duration // when cores were last asked for
 }
 
 // limit is how far a pod is held back in one resource.
 type limit struct {
-	n            int // ways, or percent; 0: not at all
+	n            int    // ways, or percent; 0: not at all
+	where        uint64 // domains in which it holds, as in knob.Share; 0: in all
 	rule, victim string
 
 	cut    time.Duration
+	good   amount // the level at which it is known to have helped; 0: none
 	ascent ascent[amount]
 }
 
@@ -111,6 +117,7 @@ type attempt struct {
 	open      bool
 	resource  resource
 	from      int           // the limit before
+	where     uint64        // and the domains in which it held
 	container uint32        // ContainerID of the victim
 	cpi       uint64        // the victim's before, thousandths
 	use       uint64        // its CPU use before, thousandths of a CPU
@@ -152,6 +159,7 @@ func (c *RDT) Step(in *Input) {
 		return // as nearly always: nobody is hurt, and nobody is held back
 	}
 	c.verify(in)
+	c.look(in)
 	for i := range in.Verdicts {
 		if c.violated {
 			c.weigh(in, &in.Verdicts[i])
@@ -206,7 +214,7 @@ func (c *RDT) sync(in *Input) {
 		var p *sharer
 		if in.Class[i] == policy.Offline && !c.shut[i] {
 			if p = c.byID[id]; p == nil {
-				p = &sharer{key: c.names[i], named: never, lastCut: never, pleaded: never}
+				p = &sharer{key: c.names[i], named: never, lastCut: never, pleaded: never, resumed: never}
 				for r := range p.limit {
 					p.limit[r].cut, p.limit[r].ascent.at = never, never
 				}
@@ -357,6 +365,31 @@ func (c *RDT) survey(in *Input) {
 	c.blind = blind
 }
 
+// idlePart of what a pod moved when it was cut is next to nothing.
+const idlePart = 10
+
+// look takes in which of the pods that are held back do nothing at present.
+func (c *RDT) look(in *Input) {
+	for _, p := range c.pods {
+		if p == nil || p.traffic == 0 {
+			continue
+		}
+		allowed := p.traffic
+		if n := p.limit[bandwidth].n; n > 0 {
+			allowed = allowed * uint64(n) / fullMB
+		}
+		now, known := in.Judge.PodMBps(p.pod)
+		idle := known && now*idlePart < allowed
+		switch {
+		case idle && !p.idle:
+			p.paused = in.Now
+		case !idle && p.idle && in.Now-p.paused >= in.Spec.RDT.Verify.After.D(): // not a moment without the CPU
+			p.resumed = in.Now
+		}
+		p.idle = idle
+	}
+}
+
 // weigh cuts the culprits that a verdict names, and everybody else who is noticeable only when these have nothing left.
 func (c *RDT) weigh(in *Input, v *judge.Verdict) {
 	if v.Axis != judge.Cache && v.Axis != judge.Bandwidth || v.Level != judge.Violated {
@@ -444,8 +477,9 @@ func (c *RDT) takeBack(in *Input, v *judge.Verdict, p *sharer, pr *sharing) {
 		}
 		to, pause := int(l.ascent.before), l.relapse(in)
 		c.note(in, p, r, Note{Rule: RuleRegrowUndo, Victim: c.names[v.Pod], CPI: v.CPI.CPI, CPIFence: v.CPI.CPIFence, Belief: pr.belief, Pause: pause}, to)
-		l.cut, l.ascent.grown, p.lastCut, p.named, l.victim = in.Now, false, in.Now, in.Now, c.names[v.Pod]
+		l.cut, l.good, l.ascent.grown, p.lastCut, p.named, l.victim = in.Now, amount(to), false, in.Now, in.Now, c.names[v.Pod]
 		c.set(p, r, to, RuleRegrowUndo)
+		c.warn(in, p, r, in.PodID[v.Pod])
 	}
 }
 
@@ -472,7 +506,10 @@ func (c *RDT) approach(in *Input, v *judge.Verdict) {
 		if near {
 			pr.near++
 		}
-		if near && pr.near*2 > pr.looked && in.Now-max(p.limit[ways].ascent.at, p.limit[bandwidth].ascent.at) >= settled {
+		since := in.Now - max(p.limit[ways].ascent.at, p.limit[bandwidth].ascent.at)
+		// What a step does shows within a window or two. One reading beyond the fence right after it is enough: nobody is newly blamed.
+		beyond := near && v.CPI.CPI > v.CPI.CPIFence && since <= in.Spec.RDT.Verify.After.D()
+		if beyond || near && pr.near*2 > pr.looked && since >= settled {
 			c.takeBack(in, v, p, pr)
 		}
 	}
@@ -497,27 +534,53 @@ func (c *RDT) cut(in *Input, p *sharer, v *judge.Verdict, s judge.Share) outcome
 		if r == cores {
 			return c.plead(in, p, pr, v, s)
 		}
+		where, wider := p.limit[r].widen(in, v.Pod)
 		to := c.down(in, p, r, v)
+		if wider {
+			to = p.limit[r].n // it has not been held back there yet
+		}
 		if to == 0 {
 			continue
 		}
 		rule := RuleTickCut
 		switch {
+		case wider:
 		case p.limit[r].onProbation(in):
 			to, rule = int(p.limit[r].ascent.before), RuleRegrowUndo
 		case v.Joint:
 			rule = RuleJointCut
 		}
-		pr.open(in, r, p.limit[r].n, v)
+		if good := p.limit[r].good; rule != RuleRegrowUndo && pr.belief > beliefStart && good.compare(amount(to)) < 0 {
+			to = r.fit(in, int(good)) // where this ended the last time
+		}
+		p.traffic = max(p.traffic, s.MBps)
+		pr.open(in, r, p.limit[r].n, p.limit[r].where, v)
 		pause := p.limit[r].relapse(in)
 		c.note(in, p, r, Note{Rule: rule, Victim: c.names[v.Pod], CPI: v.CPI.CPI, CPIFence: v.CPI.CPIFence, Permille: s.Permille,
 			Belief: pr.belief, Pause: pause}, to)
 		p.limit[r].cut, p.limit[r].ascent.grown, p.lastCut = in.Now, false, in.Now
-		p.limit[r].victim = c.names[v.Pod]
+		p.limit[r].victim, p.limit[r].where = c.names[v.Pod], where
 		c.set(p, r, to, rule)
+		if pause > 0 {
+			c.warn(in, p, r, in.PodID[v.Pod])
+		}
 		return done
 	}
 	return exhausted
+}
+
+// widen is the domains in which a limit has to hold to help a victim, too. wider: there is a limit, but not in all of these.
+func (l *limit) widen(in *Input, victim int) (where uint64, wider bool) {
+	where = in.Judge.Where(victim)
+	switch {
+	case l.n == 0:
+		return where, false
+	case l.where == 0:
+		return 0, false
+	case where == 0:
+		return 0, true
+	}
+	return where | l.where, where&^l.where != 0
 }
 
 // orderOf is which resources are tried for a complaint, the first first. Ways do nothing for a bus that is full.
@@ -542,11 +605,10 @@ func (c *RDT) down(in *Input, p *sharer, r resource, v *judge.Verdict) int {
 	if !r.able(in) {
 		return 0
 	}
-	now, to := p.limit[r].n, 0
-	if r == ways {
-		to = lowerWays(in, now, &v.CPI)
-	} else {
-		to = lowerMB(in, now)
+	now := p.limit[r].n
+	to := r.lower(in, now, v)
+	if severe(&v.CPI) && to != 0 {
+		to = r.lower(in, to, v)
 	}
 	if to == 0 || now != 0 && to >= now {
 		return 0
@@ -554,9 +616,26 @@ func (c *RDT) down(in *Input, p *sharer, r resource, v *judge.Verdict) int {
 	return to
 }
 
+// severe reports whether the harm is so far beyond what is promised that one step will not do. Each further one would have to wait for
+// the effect of the last.
+func severe(ev *judge.CPIEvidence) bool {
+	return over(ev.CPI, ev.CPIBaseline) > severeHarm*over(ev.CPIFence, ev.CPIBaseline)
+}
+
+// severeHarm is how many times the promised rise of CPI is severe.
+const severeHarm = 4
+
+// lower is the next lower limit from now (0: none).
+func (r resource) lower(in *Input, now int, v *judge.Verdict) int {
+	if r == ways {
+		return lowerWays(in, now, &v.CPI)
+	}
+	return lowerMB(in, now)
+}
+
 // plead asks the CPU controller for a cut, at the pace at which cuts of our own are made.
 func (c *RDT) plead(in *Input, p *sharer, pr *sharing, v *judge.Verdict, s judge.Share) outcome {
-	pr.open(in, cores, 0, v)
+	pr.open(in, cores, 0, 0, v)
 	p.pleaded, p.lastCut = in.Now, in.Now
 	c.pleas = append(c.pleas, Plea{Pod: p.pod, Victim: c.names[v.Pod], CPI: v.CPI.CPI, CPIFence: v.CPI.CPIFence, Permille: s.Permille})
 	return exhausted
@@ -588,13 +667,13 @@ func (p *sharer) proven(victim uint32) *sharing {
 }
 
 // open begins an experiment, or lets the one under way go on from a further step.
-func (pr *sharing) open(in *Input, r resource, from int, v *judge.Verdict) {
+func (pr *sharing) open(in *Input, r resource, from int, where uint64, v *judge.Verdict) {
 	if !in.Acting {
 		return
 	}
 	t := &pr.trial
 	if !t.open || t.resource != r {
-		*t = attempt{open: true, resource: r, from: from, container: in.ContainerID[v.Sample], cpi: v.CPI.CPI, use: v.CPI.MilliCPU, began: in.Now}
+		*t = attempt{open: true, resource: r, from: from, where: where, container: in.ContainerID[v.Sample], cpi: v.CPI.CPI, use: v.CPI.MilliCPU, began: in.Now}
 	}
 	t.due = in.Now + in.Spec.RDT.Verify.After.D()
 }
@@ -650,6 +729,9 @@ func (c *RDT) conclude(in *Input, p *sharer, pr *sharing) {
 		pr.failures[t.resource] = max(0, pr.failures[t.resource]-1)
 		pr.helped = true
 		pr.belief += (beliefMax - pr.belief + 1) / 2
+		if t.resource != cores && now.CPI <= now.CPIFence {
+			p.limit[t.resource].good = amount(p.limit[t.resource].n)
+		}
 		c.note(in, p, t.resource, c.result(in, pr, Note{Rule: RuleProven, CPI: now.CPI}), p.holds(t.resource))
 		t.open = false
 	case now.MilliCPU*2 > t.use*3 && t.extended < extensions:
@@ -685,7 +767,8 @@ func (c *RDT) refute(in *Input, p *sharer, pr *sharing, cpi uint64) {
 		to = t.from
 	}
 	c.note(in, p, t.resource, n, to)
-	if t.resource != cores && to != p.limit[t.resource].n {
+	if t.resource != cores && !p.needed() {
+		p.limit[t.resource].where = t.where
 		p.limit[t.resource].ascent.grown = false
 		c.set(p, t.resource, to, RuleTakeBack)
 	}
@@ -728,9 +811,26 @@ func (l *limit) onProbation(in *Input) bool {
 	return l.ascent.recent(in.Now, max(probation, 2*in.Spec.Judge.CPI.Window.D()), amount(l.n))
 }
 
-// relapse is the ascent's, at the pace of cache and bandwidth.
+// relapse is the ascent's, at the pace of cache and bandwidth: trying a level that was bad costs a victim several windows, more than with
+// CPUs.
 func (l *limit) relapse(in *Input) time.Duration {
-	return l.ascent.relapse(in.Now, amount(l.n), in.Spec.RDT.RegrowEvery.D(), in.Spec.RDT.Hold.D())
+	return l.ascent.relapse(in.Now, amount(l.n), 2*in.Spec.RDT.RegrowEvery.D(), in.Spec.RDT.Hold.D())
+}
+
+// warn has other pods that are held back for the same victim learn from a level of one that was bad. Masks of ways lie inside each other, and
+// bandwidth is one bus, so what one did with the next step the others would do too; if each tried for itself, the victim would pay for
+// each of them.
+func (c *RDT) warn(in *Input, p *sharer, r resource, victim uint32) {
+	from := &p.limit[r].ascent
+	if from.wait == 0 {
+		return
+	}
+	for _, o := range c.pods {
+		if o == nil || o == p || o.limit[r].n == 0 || amount(o.limit[r].n).compare(from.bad) >= 0 || o.proven(victim) == nil {
+			continue
+		}
+		o.limit[r].ascent.heed(in.Now, from)
+	}
 }
 
 // regrow gives every pod that is held back one step in one resource, if all is well.
@@ -744,13 +844,18 @@ func (c *RDT) regrow(in *Input) {
 		if p == nil {
 			continue
 		}
-		quiet := in.Now - max(p.lastCut, p.named)
+		if p.idle && in.Now-p.paused < slowHarm {
+			// It gains nothing by being given something now, and that nobody suffers from it says nothing about the moment when it comes
+			// back.
+			continue
+		}
+		quiet := in.Now - max(p.lastCut, p.named, p.resumed)
 		if p.onTrial() || quiet < hold || in.Now-c.suffering < hold && quiet < absolution*hold {
 			continue
 		}
 		for _, r := range [...]resource{bandwidth, ways} { // what costs the pod most comes back first
 			l := &p.limit[r]
-			l.ascent.forgive(in.Now, amount(l.n), l.cut)
+			l.ascent.forgive(in.Now, amount(l.n), max(l.cut, p.resumed))
 			if l.n == 0 {
 				continue
 			}
@@ -812,9 +917,10 @@ func (c *RDT) set(p *sharer, r resource, n int, rule string) {
 	l := &p.limit[r]
 	l.n, l.rule = n, rule
 	if n == 0 {
-		l.victim = ""
+		l.victim, l.where = "", 0
 	}
 	if p.limit[ways].n == 0 && p.limit[bandwidth].n == 0 {
+		p.traffic, p.idle = 0, false
 		for i := range p.pairs {
 			p.pairs[i].helped = false
 		}
@@ -862,6 +968,7 @@ func (c *RDT) Shares(in *Input, dst []knob.Share) []knob.Share {
 		}
 		if p := c.pods[i]; p != nil {
 			s.Ways, s.MB = p.part(ways), p.part(bandwidth)
+			s.Where = p.where()
 		}
 		if o := c.own[i]; o != nil && o.n > 0 {
 			s.Own, s.Ways = true, knob.Part{N: o.n, Owner: OwnerCache, Rule: RuleOwnWays}
@@ -869,6 +976,20 @@ func (c *RDT) Shares(in *Input, dst []knob.Share) []knob.Share {
 		dst = append(dst, s)
 	}
 	return dst
+}
+
+// where is the domains in which any of a pod's limits holds.
+func (p *sharer) where() (all uint64) {
+	for r := range resources {
+		switch l := &p.limit[r]; {
+		case l.n == 0:
+		case l.where == 0:
+			return 0
+		default:
+			all |= l.where
+		}
+	}
+	return all
 }
 
 func (p *sharer) part(r resource) knob.Part {

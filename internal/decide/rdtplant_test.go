@@ -245,6 +245,9 @@ func (m *memory) step() {
 		for _, s := range d.Shares {
 			if s.Pod == "ns/"+f.name && m.pol.spec.Mode == policy.Enforce {
 				f.ways, f.mb, f.own = s.Ways.N, s.MB.N, s.Own
+				if s.Where != 0 && s.Where>>f.domain&1 == 0 {
+					f.ways, f.mb = 0, 0
+				}
 			}
 		}
 		if g := d.Grant[i]; g.Cores > 0 {
@@ -487,6 +490,55 @@ func TestLoadThatVariesForTwoMinutes(t *testing.T) {
 	}
 }
 
+// TestACulpritThatPausesComesBackHeld: what an idle pod is given back helps nobody, and that nobody suffers meanwhile says nothing.
+func TestACulpritThatPausesComesBackHeld(t *testing.T) {
+	m := newMemory(t, 1, server("a"), hog("h1").stopped())
+	m.twin = New()
+	alone, _ := m.recover(1.1, "h1")
+	m.run(30 * time.Second)
+	h := m.flow("h1")
+	held := h.ways
+	for range 5 {
+		h.off = true
+		m.run(20 * time.Second)
+		if h.ways != held {
+			t.Fatalf("%d ways after a pause, %d before", h.ways, held)
+		}
+		h.off = false
+		for range 25 {
+			if m.step(); m.flows[0].cpi > 1.1*alone {
+				t.Errorf("CPI %.3f after a pause, %.3f alone", m.flows[0].cpi, alone)
+			}
+		}
+		m.run(10 * time.Second) // it may try a step up now
+		held = h.ways
+	}
+	h.off = true
+	if m.run(20 * time.Minute); h.ways != 0 {
+		t.Errorf("still %d ways long after its end", h.ways)
+	}
+}
+
+// TestAReturningCulpritIsCutToWhereThatEnded the last time, in one step.
+func TestAReturningCulpritIsCutToWhereThatEnded(t *testing.T) {
+	m := newMemory(t, 1, stream("a"), bus("h1").stopped())
+	m.pol.spec.RDT.Bandwidth.TotalMBps, m.pol.spec.RDT.Bandwidth.CutPercent = int(m.total), 10
+	m.recover(1.1, "h1")
+	m.run(10 * time.Second)
+	h := m.flow("h1")
+	first := m.count(control.RuleTickCut, "h1")
+	h.off = true
+	if m.run(20 * time.Minute); h.mb != 0 {
+		t.Fatalf("still %d %% of bandwidth", h.mb)
+	}
+	m.log = nil
+	h.off = false
+	m.run(3 * time.Second)
+	if n := m.count(control.RuleTickCut, "h1"); first < 2 || n != 1 {
+		t.Errorf("%d cuts at first, %d when it came back; want several, then one", first, n)
+	}
+}
+
 // TestCutsComeWithinTwoTicksOfTheVerdict and are what the verdict is about.
 func TestCutsComeWithinTwoTicksOfTheVerdict(t *testing.T) {
 	m := newMemory(t, 1, server("a"), hog("h1").stopped())
@@ -683,6 +735,11 @@ func TestTheOtherSocketIsLeftAlone(t *testing.T) {
 	m.recover(1.1, "near", "far")
 	m.run(10 * time.Second)
 	m.onlyCut("near")
+	for _, s := range m.last.Shares {
+		if s.Pod == "ns/near" && s.Where != 1 {
+			t.Errorf("held back in domains %b, want that of the victim only", s.Where)
+		}
+	}
 }
 
 func TestBlindHoldsThenReleases(t *testing.T) {

@@ -144,13 +144,8 @@ func (s *State) survey(v *View) {
 	t.total(v)
 }
 
-// mbps is MB/s (10^6 bytes).
-func mbps(bytes uint64, over time.Duration) uint64 {
-	if over <= 0 {
-		return 0
-	}
-	return bytes * 1000 / uint64(over)
-}
+// mbps is whole MB/s (10^6 bytes).
+func mbps(n uint64, over time.Duration) uint64 { return signal.BytesPerSecond(n, over) / 1e6 }
 
 // add takes in what resctrl saw of a container's pod.
 func (p *podTraffic) add(v *View, c *signal.ContainerSample, ids []int) {
@@ -582,6 +577,26 @@ func (s *State) BusPercent(j *policy.BandwidthControl) int {
 	}
 	_, percent := s.traffic.bus(j)
 	return percent
+}
+
+// Where is the domains that a pod uses: bit i is the i-th of the machine's by ascending id. 0: all of them, or that is not known.
+func (s *State) Where(pod int) (mask uint64) {
+	t := &s.traffic
+	if n := len(t.ids); n < 2 || n > 64 || pod >= len(t.pods) || !t.pods[pod].monitored {
+		return 0
+	}
+	t.at(pod)
+	every := true
+	for d, b := range t.busy {
+		if b {
+			mask |= 1 << d
+		}
+		every = every && b
+	}
+	if every {
+		return 0
+	}
+	return mask
 }
 
 // PodMBps is what a pod moves between cache and memory, MB/s; ok is false if it is not known.

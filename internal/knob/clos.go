@@ -32,6 +32,8 @@ type Share struct {
 	Own  bool
 	Ways Part
 	MB   Part
+	// Where is the domains of the machine in which Ways and MB hold for an offline pod: bit i is the i-th by ascending id. 0: in all.
+	Where uint64
 }
 
 // MemberPod is a pod in a class.
@@ -52,7 +54,7 @@ type Class struct {
 	Name string
 	// L3 and MB hold a value for every domain, ascending; empty if the machine does not control the resource.
 	L3, MB []DomainValue
-	// Ways and MBPercent are the same for people and for the decision log; 0 percent is no limit.
+	// Ways and MBPercent are the same for people and for the decision log, in the domains where limits hold; 0 percent is no limit.
 	Ways      int
 	MBPercent int
 	// Cache and Bandwidth say who limits the class and why; zero where nobody does.

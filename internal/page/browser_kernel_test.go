@@ -147,6 +147,30 @@ func TestLegibleInBothSchemes(t *testing.T) {
 	noFaults(t, tab)
 }
 
+// On paper the page is light, also from a dark screen, and nothing of it is cut off.
+func TestPrints(t *testing.T) {
+	s := serve(t, busy(40, 80, true))
+	tab := browser.New(t, 1280, 900)
+	tab.Dark(true)
+	tab.Open(s.URL + "/")
+	tab.Wait("document.querySelectorAll('table.pods tbody tr').length === 120 && document.querySelector('#matrix td')")
+	tab.Size(718, 1000) // A4 less its margins
+	tab.Paper(func() {
+		tab.Wait("getComputedStyle(document.querySelector('nav')).display === 'none'")
+		tab.Wait("document.documentElement.scrollWidth <= innerWidth")
+		tab.Wait("[...document.querySelectorAll('.scroll')].every((s) => s.scrollHeight <= s.clientHeight + 1)")
+		tab.Wait("getComputedStyle(document.body).color === 'rgb(28, 33, 40)'")
+		tab.Wait("[...document.querySelectorAll('table.pods tbody tr')].every((r) => r.cells[1].textContent !== '')")
+		tab.Screenshot("page-paper", true)
+	})
+	tab.Size(1280, 900)
+	if sheets := tab.Print("page-paper"); sheets < 2 {
+		t.Errorf("%d sheets", sheets)
+	}
+	tab.Wait("!document.documentElement.classList.contains('paper')")
+	noFaults(t, tab)
+}
+
 // The loop hangs, then the agent goes away, then it is back: the page says so each time, and goes on by itself.
 func TestStaleIsSeen(t *testing.T) {
 	n := busy(1, 1, false)

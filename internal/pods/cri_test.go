@@ -1,7 +1,9 @@
 package pods
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"path"
 	"slices"
@@ -464,12 +466,24 @@ func TestRuntimeIsFoundLater(t *testing.T) {
 
 func TestProbe(t *testing.T) {
 	rt := newFakeRuntime(t)
-	if got, err := Probe(t.Context(), rt.endpoint()); got != "fake 1.0" || err != nil {
+	if got, err := Probe(t.Context(), rt.endpoint(), time.Minute); got != "fake 1.0" || err != nil {
 		t.Errorf("Probe: %q, %v", got, err)
 	}
-	if _, err := Probe(t.Context(), "unix:///nowhere"); err == nil || !strings.Contains(err.Error(), "no such socket") {
+	if _, err := Probe(t.Context(), "unix:///nowhere", time.Minute); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "no such socket") {
 		t.Errorf("Probe without a socket: %v", err)
 	}
+}
+
+// Of several usual places, the error that is told is that of the one where something is.
+func TestErrorOfTheSocketThatIsThere(t *testing.T) {
+	rt := newFakeRuntime(t)
+	rt.change(func() { rt.err = status.Error(codes.Unknown, "server is not initialized yet") })
+	c, err := NewCRI(CRIOptions{Endpoints: []string{"unix:///nowhere", rt.endpoint()}, Hierarchy: cgrouptest.NewFake(t, cgroup.Unified).Hierarchy(), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	src := runCRI(t, c)
+	src.until("error", func() bool { return strings.Contains(src.Status().Error, "server is not initialized yet") })
 }
 
 func TestBackoff(t *testing.T) {

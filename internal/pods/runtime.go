@@ -94,7 +94,7 @@ func call[Q, A any](ctx context.Context, c *runtimeClient, timeout time.Duration
 	return answer, err
 }
 
-// explain says in people's words what is wrong with the runtime, and what to do. The result wraps err.
+// explain says in people's words what is wrong with the runtime, and what to do. The result wraps err, and why it could not connect.
 func (c *runtimeClient) explain(err error, timeout time.Duration) error {
 	c.mu.Lock()
 	dialErr := c.dialErr
@@ -106,7 +106,7 @@ func (c *runtimeClient) explain(err error, timeout time.Duration) error {
 	case code == codes.Unavailable && errors.Is(dialErr, syscall.ECONNREFUSED):
 		reason = "nobody listens: is the runtime running?"
 	case code == codes.Unavailable && errors.Is(dialErr, fs.ErrPermission):
-		reason = "permission denied: the socket belongs to root"
+		reason = denied(strings.TrimPrefix(c.endpoint, unixScheme))
 	case code == codes.Unavailable && dialErr != nil:
 		reason = dialErr.Error()
 	case code == codes.Unimplemented:
@@ -116,16 +116,20 @@ func (c *runtimeClient) explain(err error, timeout time.Duration) error {
 	default:
 		reason = status.Convert(err).Message()
 	}
-	return &runtimeError{text: fmt.Sprintf("%s: %s", c.endpoint, reason), err: err}
+	errs := []error{err}
+	if code := status.Code(err); code == codes.Unavailable && dialErr != nil {
+		errs = append(errs, dialErr)
+	}
+	return &runtimeError{text: fmt.Sprintf("%s: %s", c.endpoint, reason), errs: errs}
 }
 
 type runtimeError struct {
 	text string
-	err  error
+	errs []error // what gRPC says, and why it could not connect if so
 }
 
-func (e *runtimeError) Error() string { return e.text }
-func (e *runtimeError) Unwrap() error { return e.err }
+func (e *runtimeError) Error() string   { return e.text }
+func (e *runtimeError) Unwrap() []error { return e.errs }
 
 const unixScheme = "unix://"
 
@@ -141,18 +145,19 @@ func parseEndpoint(endpoint string) (string, error) {
 	return unixScheme + path.Clean(file), nil
 }
 
-// Probe asks the runtime at endpoint who it is ("containerd 1.6.20") and whether it lists pods. The error is one clear text.
-func Probe(ctx context.Context, endpoint string) (string, error) {
+// Probe asks the runtime at endpoint who it is ("containerd 1.6.20") and whether it lists pods, with a time-out for each of the two. The
+// error is one clear text; where no socket is it is fs.ErrNotExist.
+func Probe(ctx context.Context, endpoint string, timeout time.Duration) (string, error) {
 	endpoint, err := parseEndpoint(endpoint)
 	if err != nil {
 		return "", err
 	}
-	c, err := dialRuntime(ctx, endpoint, defaultTiming.call, func() {})
+	c, err := dialRuntime(ctx, endpoint, timeout, func() {})
 	if err != nil {
 		return "", err
 	}
 	defer c.close()
-	_, err = call(ctx, c, defaultTiming.call, c.api.ListPodSandbox, &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{Id: "none"}})
+	_, err = call(ctx, c, timeout, c.api.ListPodSandbox, &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{Id: "none"}})
 	return c.name, err
 }
 

@@ -136,6 +136,7 @@ type Static struct {
 	file    []StaticPod // in force
 	groups  []uint64    // of the pods of file, by number; 0: there is none
 	listed  bool        // the list is that of file and groups
+	absent  []string    // pods without a group, as they were last told of
 
 	pods   atomic.Pointer[[]signal.Pod]
 	mu     sync.Mutex
@@ -258,17 +259,34 @@ func (s *Static) publish() (news bool) {
 	}
 	s.listed = true
 	list := make([]signal.Pod, 0, len(s.file))
+	var absent []string
 	for i, p := range s.file {
 		if s.groups[i] != 0 {
 			list = append(list, p.pod(s.groups[i]))
+		} else {
+			absent = append(absent, fmt.Sprintf("%s/%s: %s", p.Namespace, p.Name, p.Cgroup))
 		}
 	}
+	s.tell(absent)
 	sortPods(list)
 	if !samePods(list, s.Pods()) {
 		s.pods.Store(&list)
 		news = true
 	}
 	return s.setStatus(missing) || news
+}
+
+// tell logs which pods are not watched, when that is new.
+func (s *Static) tell(absent []string) {
+	if slices.Equal(absent, s.absent) {
+		return
+	}
+	s.absent = absent
+	if len(absent) == 0 {
+		s.opts.Log.Info("all static pods have their groups")
+		return
+	}
+	s.opts.Log.Warn("static pods are not watched until their groups exist (paths are those below the cpu controller's mount)", "pods", absent)
 }
 
 // pod is p while its group has the given number: when the group is made anew, it is another container.

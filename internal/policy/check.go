@@ -16,7 +16,7 @@ type Checked struct {
 	Note   string    // what there is to say otherwise
 }
 
-// CheckPaths loads policies as the agent would. A file is checked by itself, over the defaults. A directory gives a result for
+// CheckPaths loads policies as the agent would. A file is checked by itself, over the defaults, as LoadFile does. A directory gives a result for
 // each of its files by itself, and then one for all of them together, which is what the agent would use; errors are not
 // repeated there. A file that makes sense only together with the others of its directory gets a Note, not an error.
 func CheckPaths(paths ...string) []Checked {
@@ -25,7 +25,9 @@ func CheckPaths(paths ...string) []Checked {
 		if info, err := os.Stat(p); err == nil && info.IsDir() {
 			out = append(out, checkDir(p)...)
 		} else {
-			out = append(out, compiled(p, newLoader(), p))
+			l := newLoader()
+			l.addManifest(p)
+			out = append(out, compiled(p, l))
 		}
 	}
 	return out

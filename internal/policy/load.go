@@ -1,12 +1,18 @@
 package policy
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
+
+	"go.yaml.in/yaml/v3"
 
 	"github.com/qos-agent/qos-agent/internal/strictyaml"
 )
@@ -40,10 +46,11 @@ func Load(dir string) (*Policy, error) {
 	return l.finish()
 }
 
-// LoadFile reads the policy of one file, over the defaults. The error is an ErrorList.
+// LoadFile reads the policy of one file, over the defaults. The file may also hold ConfigMaps, as they are kept in repositories and as
+// qos-agent tune writes them: then each of their policy files counts, in the order of their names. The error is an ErrorList.
 func LoadFile(file string) (*Policy, error) {
 	l := newLoader()
-	l.addFile(file)
+	l.addManifest(file)
 	return l.finish()
 }
 
@@ -106,6 +113,45 @@ func (l *loader) addFile(file string) {
 		return
 	}
 	l.add(file, data)
+}
+
+// addManifest is addFile, and looks into ConfigMaps.
+func (l *loader) addManifest(file string) {
+	data, err := strictyaml.ReadFile(file)
+	if err != nil {
+		l.errs = append(l.errs, asList(file, err)...)
+		return
+	}
+	inside := configMaps(data)
+	for _, name := range slices.Sorted(maps.Keys(inside)) {
+		l.add(file+"#"+name, []byte(inside[name]))
+	}
+	if len(inside) == 0 {
+		l.add(file, data)
+	}
+}
+
+// configMaps are the policy files in a file that holds nothing but ConfigMaps; none if it holds anything else.
+func configMaps(data []byte) map[string]string {
+	inside := map[string]string{}
+	for dec := yaml.NewDecoder(bytes.NewReader(data)); ; {
+		var doc struct {
+			Kind string
+			Data map[string]string
+		}
+		err := dec.Decode(&doc)
+		if errors.Is(err, io.EOF) {
+			return inside
+		}
+		if err != nil || doc.Kind != "ConfigMap" {
+			return nil // what is wrong is said by the strict reader
+		}
+		for name, text := range doc.Data {
+			if isPolicyFile(name) {
+				inside[name] = text
+			}
+		}
+	}
 }
 
 func (l *loader) add(file string, data []byte) {

@@ -251,6 +251,33 @@ DIR/zero.yaml: is a device; want a regular file`,
 	}
 }
 
+// A file of ConfigMaps, as it is kept in a repository, is read as what the agent would find mounted.
+func TestLoadFileOfConfigMaps(t *testing.T) {
+	const configMap = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: %s}\ndata:\n  %s: |\n    apiVersion: qos-agent.io/v1alpha1\n    kind: QoSPolicy\n    spec: {%s}\n"
+	one := fmt.Sprintf(configMap, "one", "20-b.yaml", "mode: observe")
+	dir := t.TempDir()
+	write(t, dir, map[string]string{
+		"two.yaml":   one + "---\n" + fmt.Sprintf(configMap, "two", "10-a.yaml", "mode: enforce, objectives: {cpuWaitP99: 3ms}"),
+		"bad.yaml":   one + "---\n" + fmt.Sprintf(configMap, "two", "30-c.yaml", "mode: maybe"),
+		"mixed.yaml": one + "---\n" + head,
+		"none.yaml":  "kind: ConfigMap\ndata: {notes.txt: hello}\n",
+	})
+	p, err := LoadFile(filepath.Join(dir, "two.yaml"))
+	if err != nil || p.Spec.Mode != Observe || p.Spec.Objectives.CPUWaitP99 != Duration(3*time.Millisecond) {
+		t.Errorf("two ConfigMaps: %+v %v", p, err)
+	}
+	for file, want := range map[string]string{
+		"bad.yaml": "bad.yaml#30-c.yaml:3: spec.mode: ", "mixed.yaml": "mixed.yaml:2: kind: is \"ConfigMap\"", "none.yaml": "kind: is \"ConfigMap\"",
+	} {
+		if _, err := LoadFile(filepath.Join(dir, file)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q in it", file, err, want)
+		}
+		if got := CheckPaths(filepath.Join(dir, file)); len(got) != 1 || got[0].Err == nil {
+			t.Errorf("%s is checked as %+v", file, got)
+		}
+	}
+}
+
 func TestLoadMountedConfigMap(t *testing.T) {
 	dir := t.TempDir()
 	mountConfigMap(t, dir, "1", map[string]string{"site.yaml": head + "spec: {mode: observe}"})

@@ -330,13 +330,21 @@ func TestRigLongVaryingLoad(t *testing.T) {
 	quiet := now.Add(-length(3*time.Second, 5*time.Second))
 	alone := w.cpi(quiet, now)
 	r := result{Scenario: "varying", CPIAlone: alone, CPIBeside: alone, TimeOverAlone: w.beyond(quiet, now, 1.1*alone)}
+	var offline []*watcher
+	for _, h := range hogs {
+		offline = append(offline, watchTraffic(t, h.group))
+	}
 	for i, h := range hogs {
 		h.start(t, "hog", "-phases", fmt.Sprintf("%s@%ds idle@%ds", greedy, 3+i, 4+i))
 	}
 	start := time.Now()
 	time.Sleep(2 * time.Minute)
 	r.CPIAgent = w.cpi(start, time.Now())
-	_, r.TimeOverObjective = w.recovered(start, time.Now(), 1.1*alone)
+	took, over := w.recovered(start, time.Now(), 1.1*alone)
+	r.TimeOverObjective, r.RecoveryMS = over, float64(took.Milliseconds())
+	for _, x := range offline {
+		r.OfflineMBps += x.mbps(start, time.Now())
+	}
 	r.print()
 	t.Logf("%+v", r)
 	s.logNotes()

@@ -359,6 +359,16 @@ func (w *watcher) cpi(a, b time.Time) float64 {
 	return float64(c) / float64(n)
 }
 
+// mean is the mean over time of CPI from a to b.
+func (w *watcher) mean(a, b time.Time) float64 {
+	_, cpi := w.windows(a, b)
+	sum := 0.0
+	for _, c := range cpi {
+		sum += c
+	}
+	return sum / float64(max(1, len(cpi)))
+}
+
 // mbps is what the group moved from a to b, by its misses, MB/s.
 func (w *watcher) mbps(a, b time.Time) float64 {
 	w.mu.Lock()

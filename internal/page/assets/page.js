@@ -161,8 +161,9 @@
       cards.set(name, c);
     }
     put(c.value, value);
-    put(c.more, more || "");
+    put(c.more, (more || "").replace(/(\d) (?=%|[µm]?s\b|min\b|h\b)/g, "$1\u00a0")); // a figure and its unit stay together
     if (c.canvas) spark(c.canvas, list, top);
+    return c;
   }
 
   function renderNode() {
@@ -170,19 +171,17 @@
     if (!now || !pods) return;
     const count = (c) => pods.filter((p) => p.c === c).length;
     const containers = (c) => items.filter((it) => it.pod.c === c).length;
-    const c = now.cpu;
+    const c = now.cpu, p = now.pressure, l = now.loop;
+    const hurt = troubles.counts.violated;
+    card("Violated", number(hurt), hurt ? "objectives, see below" : "every objective that can be judged is kept").value.classList.toggle("bad", hurt > 0);
+    card("Held settings", number(knobs.list.length + knobs.hidden), agent.mode === "observe" ? "observe: nothing is written" : "on " + some(held.size, "pod"));
+    card("Online pods", number(count("online")), some(containers("online"), "container"));
+    card("Offline pods", number(count("offline")), `${some(containers("offline"), "container")}; ${some(count("unclassified"), "pod")} of no class`);
+    card("Reaction", l.reaction.count ? dur(l.reaction.p50Seconds) : "–", l.reaction.count ? `p50 of ${number(l.reaction.count)} from event to write; p99 ${dur(l.reaction.p99Seconds)}` : "no event has led to a write yet");
     card("CPU busy", c ? pct(c.busyRatio) : "–", c ? `of ${node.cpus.length} CPUs; steal ${pct(c.stealRatio)}, interrupts ${pct(c.softirqRatio + c.irqRatio)}` : "not measured", nodeHistory.busy, 1);
-    const p = now.pressure;
     for (const [k, name] of [["cpu", "CPU"], ["memory", "Memory"], ["io", "IO"]]) {
       card(name + " pressure", p ? pct(p[k + "SomeRatio"]) : "–", p ? (k === "cpu" ? "some task waited" : `some; all: ${pct(p[k + "FullRatio"])}`) : "not measured", nodeHistory[k], 0.1);
     }
-    card("Online pods", number(count("online")), some(containers("online"), "container"));
-    card("Offline pods", number(count("offline")), `${some(containers("offline"), "container")}; ${some(count("unclassified"), "pod")} of no class`);
-    const hurt = troubles.counts.violated;
-    card("Violated", number(hurt), hurt ? "objectives, see below" : "every objective that can be judged is kept");
-    card("Held settings", number(knobs.list.length + knobs.hidden), agent.mode === "observe" ? "observe: nothing is written" : "on " + some(held.size, "pod"));
-    const l = now.loop;
-    card("Reaction", l.reaction.count ? dur(l.reaction.p50Seconds) : "–", l.reaction.count ? `p50 of ${number(l.reaction.count)} from event to write; p99 ${dur(l.reaction.p99Seconds)}` : "no event has led to a write yet");
     card("Tick", dur(l.tick.p50Seconds), `p50, every ${dur(agent.intervalSeconds)}; p99 ${dur(l.tick.p99Seconds)}, ${number(l.overruns)} late of ${number(l.ticks)}`);
 
     const w = [];
@@ -214,7 +213,7 @@
     const { list: shown, counts } = S.sections.troubles;
     const all = counts.violated + counts.watch + counts.unknown;
     put($("hurt-n"), all ? `${counts.violated} violated, ${counts.watch} near it, ${counts.unknown} unknown` : "");
-    const out = shown.map((t) => {
+    const out = shown.slice().sort((a, b) => BAD[b.level] - BAD[a.level]).map((t) => {
       let figure = "";
       if (t.p99) figure = ` p99 ${dur(t.p99)}, promised ${dur(t.objective)}.`;
       else if (t.cpi) figure = ` CPI ${trim(t.cpi)}` + (t.cpiFence ? `, normal up to ${trim(t.cpiFence)}.` : ".");
@@ -456,7 +455,7 @@
       const first = k.pod !== last;
       last = k.pod;
       return el("tr", {}, el("td", { class: "name" }, first ? k.pod : ""), el("td", { class: "mono", title: k.cgroup }, k.knob), el("td", { class: "mono" }, k.original), el("td", { class: "mono" }, k.current),
-        el("td", {}, k.rule), el("td", { class: "name" }, k.victim || "–"), el("td", { class: "nowrap" }, clock(k.since)));
+        el("td", { title: RULES[k.rule] || "" }, k.rule), el("td", { class: "name" }, k.victim || "–"), el("td", { class: "nowrap" }, clock(k.since)));
     });
     $("held").replaceChildren(el("thead", {}, head), el("tbody", {}, ...(rows.length ? rows : [el("tr", {}, el("td", { colspan: 7, class: "quiet" }, "The node is as it would be without the agent."))])));
   }
@@ -472,6 +471,12 @@
   }
 
   // ---- decisions
+  const RULES = {
+    posture: "how offline pods are always treated", "event-cut": "a single wait was too long, and it ran meanwhile", "tick-cut": "it ran during most of the victim's waits", "joint-cut": "several together ran during most of the victim's waits",
+    "widen-cut": "the culprits have nothing left to give", regrow: "calm for long enough: a step back", "regrow-undo": "the last step back hurt", thaw: "the freezer lets go", "take-back": "the cut did not help its victim", proven: "the cut helped its victim",
+    release: "blind for too long: back to the posture", policy: "policy or machine changed", skip: "the policy asks for what cannot be done here", "own-ways": "a part of the cache for itself", "own-end": "no longer needed, or of no help",
+    plea: "cache and bandwidth cannot be cut further: cores instead", burst: "may borrow from quieter periods", "burst-end": "no longer needed",
+  };
   const inputsText = (i) => {
     if (!i) return "";
     const out = [];
@@ -494,8 +499,9 @@
     put($("log-note"), `${shown.length} of ${found.length} shown; more by qos-agent events --since`);
     const head = el("tr", {}, ...["Time", "What", "Pod", "Change", "For whom", "Figures", "Result"].map((t) => el("th", { scope: "col" }, t)));
     const rows = shown.map((n) => {
-      const change = n.old || n.new ? `${n.knob ? n.knob + ": " : ""}${n.old || "–"} → ${n.new || "–"}` : n.message || "";
-      return el("tr", { title: n.message || n.cgroup || "" }, el("td", { class: "nowrap" }, clock(n.at)), el("td", { class: "nowrap" }, n.kind === "decision" || n.kind === "write" ? `${n.kind} ${n.rule || ""}` : n.kind),
+      const turned = (n.old || n.new) && n.kind !== "policy";
+      const change = turned ? `${n.knob ? n.knob + ": " : ""}${n.old || "–"} → ${n.new || "–"}` : n.message || RULES[n.rule] || "";
+      return el("tr", { title: n.message || n.cgroup || "" }, el("td", { class: "nowrap" }, clock(n.at)), el("td", { class: "nowrap", title: RULES[n.rule] || "" }, n.kind === "decision" || n.kind === "write" ? `${n.kind} ${n.rule || ""}` : n.kind),
         el("td", { class: "name" }, n.pod || ""), el("td", { class: n.kind === "write" ? "mono" : "name" }, change), el("td", { class: "name" }, n.victim || ""), el("td", {}, inputsText(n.inputs)),
         el("td", { class: ["failed", "mismatch", "refused"].includes(n.result) ? "no" : "" }, n.result || ""));
     });
@@ -553,13 +559,19 @@
     put($("theme"), t[1]);
     $("theme").setAttribute("aria-label", "Colours: " + t[2]);
     try { localStorage.setItem("qos-agent-theme", theme); } catch { /* then it is for this page only */ }
-    repaint();
+    repaint(true);
   }
-  const repaint = () => { if (S.at) { renderNode(); for (const t of tables.values()) for (const r of t.rows.values()) if (r.visible) paint(r); } };
+  const repaint = (all) => { if (S.at) { renderNode(); for (const t of tables.values()) for (const r of t.rows.values()) if (all || r.visible) paint(r); } };
   const nextTheme = () => setTheme(THEMES[(THEMES.findIndex((t) => t[0] === theme) + 1) % THEMES.length][0]);
   $("theme").addEventListener("click", nextTheme);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
-  window.addEventListener("resize", repaint);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => repaint(true));
+  window.addEventListener("resize", () => repaint(false));
+  // On paper, light and whole: rows that nobody has scrolled to are as old as the last look at them.
+  window.addEventListener("beforeprint", () => {
+    document.documentElement.classList.add("paper");
+    repaint(true);
+  });
+  window.addEventListener("afterprint", () => { document.documentElement.classList.remove("paper"); repaint(true); });
 
   const GO = { n: "node", h: "hurt", w: "blame", p: "pods", k: "knobs", d: "log", c: "can" };
   let going = 0;
