@@ -18,6 +18,7 @@
 #define QOS_WAITING 64	// waits that are told at a time
 #define QOS_LEAVES 128	// groups that are looked at of a CPU
 #define QOS_CPUS 4096
+#define QOS_WATCH_CPUS 64 // that the timer looks at each time, by turns: it must not hold up the CPU that it runs on
 
 const volatile u32 qos_cpu_count = 1; // set before the programs are loaded
 
@@ -31,6 +32,7 @@ struct qos_waiting {
 
 struct qos_waiters {
 	u64 looks, look_ns; // how many there were and what they took; of the timer only, whose time is in no other account
+	u64 next;	    // CPU to begin with; of the timer only
 	u64 n;
 	struct qos_waiting at[QOS_WAITING];
 };
@@ -182,8 +184,13 @@ static int qos_watch_look(__unused void *map, __unused u32 *key, struct qos_watc
 		return 0; // and not again
 	u64 at = bpf_ktime_get_ns();
 	all->n = 0;
-	for (u32 cpu = 0; cpu < QOS_CPUS && cpu < qos_cpu_count && !all->n; cpu++)
-		qos_look_on(all, cpu, bound);
+	u64 cpu = all->next;
+	for (u32 i = 0; i < QOS_WATCH_CPUS && i < qos_cpu_count && !all->n; i++) {
+		if (cpu >= qos_cpu_count)
+			cpu = 0;
+		qos_look_on(all, cpu++, bound);
+	}
+	all->next = cpu;
 	if (all->n) {
 		struct qos_waiting *w = &all->at[0];
 		struct qos_event e = {

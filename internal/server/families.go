@@ -152,9 +152,9 @@ func newFamilies() *families {
 		"1 if the node has the feature, probed by using it; qos-agent doctor says what is lost without it.",
 		"1 per probe", "name")
 	f.bpfRunSeconds = f.add(counter, "bpf_run_seconds_total",
-		"CPU time of the BPF program, by the kernel's BPF statistics; 0 while they are off.", "1 per BPF program", "program")
+		"CPU time of the BPF program, by the kernel's BPF statistics; 0 while they are off. qos_watch_look counts itself, and always.", "1 per BPF program", "program")
 	f.bpfRuns = f.add(counter, "bpf_runs_total",
-		"Runs of the BPF program, by the kernel's BPF statistics; 0 while they are off.", "1 per BPF program", "program")
+		"Runs of the BPF program, by the kernel's BPF statistics; 0 while they are off. qos_watch_look counts itself, and always.", "1 per BPF program", "program")
 	f.lost = f.add(counter, "lost_total",
 		"What the kernel side could not deliver: ring-full (events), suppressed (events of a victim too soon after the one before), "+
 			"short-walk (waits whose beginning the log of switches no longer held: that part is blamed on unknown), "+

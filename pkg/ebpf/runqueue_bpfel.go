@@ -88,6 +88,7 @@ type runqueueQosWaiters struct {
 	_      structs.HostLayout
 	Looks  uint64
 	LookNs uint64
+	Next   uint64
 	N      uint64
 	At     [64]struct {
 		_      structs.HostLayout
