@@ -336,7 +336,7 @@ int qos_sched_switch(u64 *ctx)
 		struct qos_group *g = qos_group_of(id);
 		if (g) {
 			slot = g->slot;
-			if (displaced)
+			if (displaced && now - c->gap_at > QOS_LATE_EVERY)
 				late = qos_late(c, now);
 			qos_arrive(c, cpu, next, g, id, now, late, lost);
 		}
