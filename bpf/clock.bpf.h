@@ -18,7 +18,7 @@
 
 #define QOS_GAP_WINDOW 100000000 // ns; the least of the last one to two of these counts
 #define QOS_GAP_EVERY 10000000	 // ns between two looks at least, if nobody waits for the result
-#define QOS_LATE_EVERY 10000	 // ns between two looks at least: what it may cost, where switches are very many
+#define QOS_LATE_EVERY 50000	 // ns between two looks at least: what it may cost, where switches are very many
 #define QOS_LATE_MAX 20000000	 // ns; two ticks at 100 Hz. What is more is not a run queue's clock that nobody has read.
 
 // qos_late_by is how much older than mono the run queue's clock of the CPU was when it showed now, in ns.

@@ -240,6 +240,9 @@ func (c *runCmd) serve(ctx context.Context, p parts) (err error) {
 	if os.Getenv("GOMAXPROCS") == "" {
 		runtime.GOMAXPROCS(4)
 	}
+	if err := sched.RelaxMonitor(sched.MonitorSlack); err != nil {
+		log.Warn("the agent wakes up more often than it would have to", "reason", err)
+	}
 	if err := sched.NiceProcess(sched.OwnNice); err != nil {
 		log.Debug("nice value stays", "error", err)
 	}
