@@ -782,9 +782,12 @@ func (r *Reader) readContainers(snap *signal.Snapshot) error {
 	r.isQuiet = false
 	r.buckets, r.blame = r.buckets[:0], r.blame[:0]
 	now := uint64(snap.Now)
-	for i := range r.containers {
+	masks := s.s[streamParts].Bytes(len(r.containers))
+	if len(masks) != len(r.containers) || len(r.base.waits) != len(masks) {
+		return wire.ErrShort
+	}
+	for i, mask := range masks {
 		c := &r.containers[i]
-		mask := s.s[streamParts].Byte()
 		w := &c.Wait
 		if w.At != 0 {
 			w.At, w.Span = snap.Now, snap.Elapsed
