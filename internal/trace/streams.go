@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"math/bits"
+	"time"
 	"unsafe"
 
 	"github.com/klauspost/compress/huff0"
@@ -54,10 +55,18 @@ func StreamName(i int) string { return streamNames[min(i, streamBuckets)] }
 // rateOf is the stream of the buckets of a container that was dispatched that often.
 func rateOf(rate uint64) int { return min(max(bits.Len64(rate/rateUnit)-1, 0), numRates-1) }
 
-// rateUnit is one dispatch a tick.
+// rateUnit is one dispatch a reading.
 const rateUnit = 16
 
-// smooth takes the dispatches of a tick in.
+// foretold is when a new sample is read, and what it covers.
+func (b *waitBase) foretold(now time.Duration) (at, span time.Duration) {
+	if b.at == 0 {
+		return 0, 0
+	}
+	return now, now - b.at
+}
+
+// smooth takes the dispatches of a reading in.
 func (b *waitBase) smooth(dispatches uint64) {
 	b.rate += uint64((int64(min(dispatches, 1<<20)*rateUnit) - int64(b.rate)) / 4)
 }
