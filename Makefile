@@ -88,7 +88,7 @@ bench-replay: ## bytes, cost and speed of recording and replay of 150 containers
 bench-rdt: ## cache and bandwidth in a closed loop, on the emulated machine with RDT (20 minutes)
 	go run ./bench/rdt
 
-bench-tune: ## record a bad policy beside nginx and xz, tune on that recording, run both in turn (root, 6 minutes)
+bench-tune: ## record a bad policy beside nginx and xz, tune on the recordings, run both in turn (root, 5 minutes)
 	go run ./bench/tune
 
 .PHONY: bench-watched

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/qos-agent/qos-agent/bench/lab"
+	"github.com/qos-agent/qos-agent/internal/model"
 	"github.com/qos-agent/qos-agent/internal/server"
 	"github.com/qos-agent/qos-agent/test/daemon"
 	"github.com/qos-agent/qos-agent/test/work"
@@ -76,23 +77,12 @@ func grow(rows []costRow, interval float64) (g growth, ok bool) {
 		return g, false
 	}
 	g.IntervalMS = interval
-	g.CPUPercentPerContainer, g.CPUPercentBase = line(n, cpu)
-	g.RSSKiBPerContainer, _ = line(n, mem)
+	g.CPUPercentBase, g.CPUPercentPerContainer = model.Line(n, cpu)
+	_, g.RSSKiBPerContainer = model.Line(n, mem)
 	for i := range n {
 		g.Residual = max(g.Residual, math.Abs(cpu[i]-g.CPUPercentBase-g.CPUPercentPerContainer*n[i])/slices.Max(cpu))
 	}
 	return g, true
-}
-
-// line is the least-squares line through points.
-func line(x, y []float64) (slope, base float64) {
-	var sx, sy, sxx, sxy float64
-	for i := range x {
-		sx, sy, sxx, sxy = sx+x[i], sy+y[i], sxx+x[i]*x[i], sxy+x[i]*y[i]
-	}
-	n := float64(len(x))
-	slope = (n*sxy - sx*sy) / (n*sxx - sx*sx)
-	return slope, (sy - slope*sx) / n
 }
 
 func (c *cli) row(ctx context.Context, s *lab.Site, n int, interval time.Duration) (costRow, error) {

@@ -31,7 +31,7 @@ type cli struct {
 	Base    string        `default:"bench/tune/bad.yaml" help:"The bad policy."`
 	Space   string        `default:"bench/tune/space.yaml" help:"What is searched."`
 	Load    float64       `default:"0.4" help:"Load of nginx, as a part of what it carries alone. Less than half leaves it enough CPU time even beside neighbours of equal weight, so that only its waits differ."`
-	Record  time.Duration `default:"60s" help:"How long the bad policy is recorded."`
+	Record  int           `default:"4" help:"Recordings of the bad policy, each as long as a measured window and what comes before it, so that tune sees what is then measured."`
 	Windows int           `default:"5" help:"Measured windows of each policy."`
 	Window  time.Duration `default:"12s" help:"Length of each."`
 	Points  int           `default:"64" help:"Policies that tune tries in its first round."`
@@ -44,7 +44,7 @@ type result struct {
 
 	Load      float64           `json:"load"`     // of the service, of what it carries alone
 	Rate      float64           `json:"rate"`     // requests a second
-	Recorded  string            `json:"recorded"` // how long, under the bad policy
+	Recorded  string            `json:"recorded"` // under the bad policy
 	Tuned     map[string]string `json:"tuned"`    // what the chosen policy sets
 	Why       string            `json:"why"`
 	Bad       side              `json:"bad"`
@@ -116,14 +116,18 @@ func (c *cli) measure(ctx context.Context, s *scene.Scene) (*result, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &result{Machine: lab.ThisMachine(), Load: c.Load, Rate: s.Rate, Recorded: c.Record.String()}
+	r := &result{Machine: lab.ThisMachine(), Load: c.Load, Rate: s.Rate, Recorded: fmt.Sprintf("%d times %v", c.Record, settle+c.Window)}
 
-	fmt.Printf("nginx at %.0f requests a second, %.0f %% of what it carries alone; recording %v under the bad policy\n", r.Rate, 100*c.Load, c.Record)
-	traces := filepath.Join(s.Dir, "traces", "bad")
-	if err := s.Under(ctx, string(bad), traces, func() error { return lab.Sleep(ctx, c.Record) }); err != nil {
-		return nil, err
+	fmt.Printf("nginx at %.0f requests a second, %.0f %% of what it carries alone; recording %s under the bad policy\n", r.Rate, 100*c.Load, r.Recorded)
+	var dirs []string
+	for i := range c.Record {
+		dir := filepath.Join(s.Dir, "traces", fmt.Sprintf("recorded-%d", i))
+		if err := s.Under(ctx, string(bad), dir, func() error { return lab.Sleep(ctx, settle+c.Window) }); err != nil {
+			return nil, err
+		}
+		dirs = append(dirs, dir)
 	}
-	recs, err := scene.Recordings(ctx, traces)
+	recs, err := scene.Recordings(ctx, dirs...)
 	if err != nil {
 		return nil, err
 	}
@@ -149,7 +153,7 @@ func (c *cli) measure(ctx context.Context, s *scene.Scene) (*result, error) {
 	best := -1
 	for i := range chosen { // the least violation at no less work
 		f := &chosen[i].Found
-		if f.Score.Work() >= 0.98*base.Score.Work() && (best < 0 || f.Score.Violation() < chosen[best].Score.Violation()) {
+		if f.Score.Work() >= base.Score.Work() && (best < 0 || f.Score.Violation() < chosen[best].Score.Violation()) {
 			best = i
 		}
 	}
@@ -160,7 +164,11 @@ func (c *cli) measure(ctx context.Context, s *scene.Scene) (*result, error) {
 	if pick.Outcome, err = search.Estimate(&pick.Found); err != nil {
 		return nil, err
 	}
-	if _, err := tune.Write(search.Out, space, base, chosen, []string{recs[0].Name()}); err != nil {
+	names := make([]string, len(recs))
+	for i := range recs {
+		names[i] = recs[i].Name()
+	}
+	if _, err := tune.Write(search.Out, space, base, chosen, names); err != nil {
 		return nil, err
 	}
 	r.Why, r.Tuned = pick.Why, make(map[string]string)
@@ -240,9 +248,11 @@ func (r *result) seen(ctx context.Context, dir string, objective *policy.Compile
 	return nil
 }
 
+// settle is how long a policy is in force before it is measured.
+const settle = 3 * time.Second
+
 // window lets the policy settle, and measures.
 func (c *cli) window(ctx context.Context, s *scene.Scene, into *side) error {
-	const settle = 3 * time.Second
 	if err := lab.Sleep(ctx, settle); err != nil {
 		return err
 	}

@@ -144,13 +144,8 @@ func (s *State) survey(v *View) {
 	t.total(v)
 }
 
-// mbps is MB/s (10^6 bytes).
-func mbps(bytes uint64, over time.Duration) uint64 {
-	if over <= 0 {
-		return 0
-	}
-	return bytes * 1000 / uint64(over)
-}
+// mbps is whole MB/s (10^6 bytes).
+func mbps(n uint64, over time.Duration) uint64 { return signal.BytesPerSecond(n, over) / 1e6 }
 
 // add takes in what resctrl saw of a container's pod.
 func (p *podTraffic) add(v *View, c *signal.ContainerSample, ids []int) {

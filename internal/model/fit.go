@@ -334,3 +334,21 @@ func inverseRoot(a [terms][terms]float64) (r [terms][terms]float64) {
 	}
 	return r
 }
+
+// Line is the least squares line y = base + slope x through points; slope is 0 if x does not vary.
+func Line(x, y []float64) (base, slope float64) {
+	n, sx, sy := float64(len(x)), 0.0, 0.0
+	for i := range x {
+		sx, sy = sx+x[i], sy+y[i]
+	}
+	sxx, sxy := 0.0, 0.0
+	for i := range x {
+		d := x[i] - sx/n
+		sxx += d * d
+		sxy += d * (y[i] - sy/n)
+	}
+	if sxx > 0 {
+		slope = sxy / sxx
+	}
+	return sy/n - slope*sx/n, slope
+}

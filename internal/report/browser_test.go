@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/qos-agent/qos-agent/internal/sim"
 	"github.com/qos-agent/qos-agent/test/browser"
 )
 
@@ -33,7 +34,7 @@ func noFaults(t *testing.T, tab *browser.Tab) {
 
 func TestBrowserShowsOnePod(t *testing.T) {
 	tab := open(t, page(t, crowd(t, 1, 1), 30*time.Second))
-	tab.Wait("qosReport.plots().length === 2")
+	tab.Wait("qosReport.plots().length === 3") // wait, wait by cause, CPUs
 	tab.Wait("document.querySelectorAll('#onlineTable tbody tr').length === 1 && document.querySelectorAll('#offlinePlots canvas').length === 1")
 
 	// Zooming one plot zooms all; the button shows everything again.
@@ -47,10 +48,10 @@ func TestBrowserShowsOnePod(t *testing.T) {
 	var light, dark string
 	const colour = "qosReport.plots()[0].series[1].stroke()"
 	tab.Dark(false)
-	tab.Wait("qosReport.plots().length === 2")
+	tab.Wait("qosReport.plots().length === 3")
 	tab.Eval(colour, &light)
 	tab.Dark(true)
-	tab.Wait("qosReport.plots().length === 2 && " + colour + " !== '" + light + "'")
+	tab.Wait("qosReport.plots().length === 3 && " + colour + " !== '" + light + "'")
 	tab.Eval(colour, &dark)
 	if light == dark {
 		t.Errorf("plots are %s in both schemes", light)
@@ -66,7 +67,7 @@ func TestBrowserShowsManyPods(t *testing.T) {
 	if made == 0 || made >= 150 {
 		t.Errorf("%d plots are made before anybody looked", made)
 	}
-	tab.Wait("document.querySelectorAll('.plot').length === 150")
+	tab.Wait("document.querySelectorAll('.plot').length === 200")
 	// No text runs out of the page, at the width of a laptop and of a phone.
 	for _, width := range []int{1280, 420} {
 		tab.Size(width, 900)
@@ -80,6 +81,34 @@ func TestBrowserShowsManyPods(t *testing.T) {
 	tab.Wait("qosReport.plots().length >= 48")
 	tab.Eval("(window.dispatchEvent(new Event('afterprint')), 0)", nil)
 	tab.Screenshot("report-150-light", false)
+	noFaults(t, tab)
+}
+
+// Where there are counters and resctrl, their time lines are drawn: cycles per instruction beside what is normal, and what offline pods may have.
+func TestBrowserShowsCounters(t *testing.T) {
+	sc, err := sim.Load("cache-thrasher")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tab := open(t, page(t, sc, time.Duration(sc.Duration)))
+	tab.Size(1280, 2400)
+	tab.Wait("qosReport.plots().length === document.querySelectorAll('.plot').length")
+	for _, want := range []string{"cycles per instruction", "cache and bandwidth granted", "wait by cause"} {
+		tab.Wait(fmt.Sprintf("[...document.querySelectorAll('.plot')].some((p) => p.querySelector('h3').textContent.includes('%s') && p.querySelector('canvas'))", want))
+	}
+	const cpi = "qosReport.plots().find((p) => p.series[1].label === 'CPI')"
+	tab.Wait(cpi + ".data.slice(1).every((line) => line.some((v) => v > 0.1 && v < 50))") // CPI, normal, bound
+	const hardware = "qosReport.plots().find((p) => p.series[1].label === 'ways')"
+	tab.Wait(hardware + ".data[1].some((v) => v > 0 && v < 100) && " + hardware + ".data[3].some((v) => v > 1)")
+	var table string
+	tab.Eval("document.getElementById('onlineTable').textContent", &table)
+	if !strings.Contains(table, "cache ") {
+		t.Errorf("the table does not say that a pod was beyond its objective on cache:\n%s", table)
+	}
+	tab.Screenshot("report-counters-light", true)
+	tab.Dark(true)
+	tab.Wait("qosReport.plots().length === document.querySelectorAll('.plot').length")
+	tab.Screenshot("report-counters-dark", true)
 	noFaults(t, tab)
 }
 
@@ -99,7 +128,7 @@ func TestBrowserPrints(t *testing.T) {
 		tab.Size(718, 1000) // A4 less its margins
 		plots := min(n.online, 24) + min(n.offline, 24)
 		tab.Paper(func() {
-			tab.Wait(fmt.Sprintf("qosReport.plots().length >= %d && qosReport.plots().every((p) => p.series[1].stroke() === '%s')", plots, light))
+			tab.Wait(fmt.Sprintf("qosReport.plots().length >= %d && qosReport.plots().every((p) => !['p99', 'used'].includes(p.series[1].label) || p.series[1].stroke() === '%s')", plots, light))
 			tab.Wait("document.documentElement.scrollWidth <= window.innerWidth")
 			tab.Wait(`[...document.querySelectorAll('.plot canvas')].every((c) => {
 				const a = c.getBoundingClientRect(), b = c.closest('.plot').getBoundingClientRect();

@@ -3,6 +3,7 @@
 package report
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"math"
@@ -37,6 +38,7 @@ type Report struct {
 	begun       bool
 	width       time.Duration // of a point
 	n           int           // points so far
+	secs        []float32     // that each point covers
 	seconds     float64
 	ticks       int
 	events      int
@@ -66,14 +68,43 @@ type pod struct {
 	p99, objective, level []float32 // online: µs, µs, judge.Level; largest of each point
 	used, may             []float32 // offline: CPUs; mean, least
 	weight                []float32 // of used
+	held                  []float32 // offline: 1 where it is held below the posture
+	charts                [charts]chart
+	blame                 map[string][]float32 // online: ns of wait in each point, by cause
 
-	judged, violated, watch, unknown float64 // s
+	judged, violated, watch, unknown float64                      // s
+	other                            [judge.Bandwidth + 1]float64 // s beyond the objective on other axes than the CPU
 	worst                            time.Duration
 	promise                          time.Duration
 	reasons                          map[string]float64 // s beyond the objective, by reason
 	usedSeconds, heldSeconds, alive  float64
 	cuts                             int
 }
+
+// chart is a plot of a pod beside the one that every pod has.
+type chart struct {
+	lines [3][]float32
+	level []float32 // judge.Level; worst of each point
+	drawn bool      // it shows something that is worth room on the page
+}
+
+const (
+	chartCPI      = iota // online: cycles per instruction, what is normal, and the fence; thousandths; largest
+	chartMemory          // online: stall and objective, thousandths; largest
+	chartIO              // the same
+	chartHardware        // offline: percent of the cache's ways and of bandwidth that it may have, least; MB/s that it moves, largest
+	charts
+)
+
+var chartNames = [charts]string{"cpi", "memory", "io", "hardware"}
+
+// mostCauses is how many causes of an online pod's wait are kept apart, and mostBlamed how many are drawn.
+const (
+	mostCauses = 16
+	mostBlamed = 4
+)
+
+const others = "(others)"
 
 // Note is a decision.
 type Note struct {
@@ -138,6 +169,7 @@ func (r *Report) Step(s *trace.Step, d *decide.Decision) {
 		return
 	}
 	bin := r.bin(at)
+	r.secs = put(r.secs, bin, float32(snap.Elapsed.Seconds()), sum)
 	r.measure(s, d, bin)
 }
 
@@ -146,10 +178,9 @@ func (r *Report) bin(at time.Duration) int {
 	for int(at/r.width) >= points {
 		r.width *= 2
 		r.n = (r.n + 1) / 2
+		r.secs = halve(r.secs, sum)
 		for _, p := range r.pods {
-			p.p99, p.objective, p.level = halve(p.p99, larger), halve(p.objective, larger), halve(p.level, larger)
-			p.may = halve(p.may, smaller)
-			p.used, p.weight = halveMean(p.used, p.weight)
+			p.halve()
 		}
 	}
 	i := max(0, int(at/r.width))
@@ -157,7 +188,57 @@ func (r *Report) bin(at time.Duration) int {
 	return i
 }
 
+// halve joins points in twos.
+func (p *pod) halve() {
+	p.p99, p.objective, p.level = halve(p.p99, larger), halve(p.objective, larger), halve(p.level, worse)
+	p.may, p.held = halve(p.may, smaller), halve(p.held, larger)
+	p.used, p.weight = halveMean(p.used, p.weight)
+	for i := range p.charts {
+		c := &p.charts[i]
+		for k := range c.lines {
+			join := larger
+			if i == chartHardware && k < 2 {
+				join = smaller
+			}
+			c.lines[k] = halve(c.lines[k], join)
+		}
+		c.level = halve(c.level, worse)
+	}
+	for cause, ns := range p.blame {
+		p.blame[cause] = halve(ns, sum)
+	}
+}
+
 var gap = float32(math.NaN())
+
+func sum(a, b float32) float32 {
+	switch {
+	case a != a:
+		return b
+	case b != b:
+		return a
+	}
+	return a + b
+}
+
+// worse is the worse of two levels. What is not known is worse than what is well, and hides nothing else.
+func worse(a, b float32) float32 {
+	rank := func(l float32) int {
+		switch {
+		case l != l:
+			return -1
+		case judge.Level(l) == judge.Unknown:
+			return 1
+		case judge.Level(l) == judge.OK:
+			return 0
+		}
+		return 1 + int(l)
+	}
+	if rank(b) > rank(a) {
+		return b
+	}
+	return a
+}
 
 func larger(a, b float32) float32 {
 	if a != a || b > a {
@@ -218,7 +299,7 @@ func (r *Report) pod(p *signal.Pod, class policy.Class) *pod {
 	key := p.Key()
 	e := r.pods[key]
 	if e == nil {
-		e = &pod{key: key, class: class, reasons: make(map[string]float64)}
+		e = &pod{key: key, class: class, reasons: make(map[string]float64), blame: make(map[string][]float32)}
 		r.pods[key] = e
 		r.order = append(r.order, key)
 	}
@@ -232,11 +313,12 @@ func (r *Report) measure(s *trace.Step, d *decide.Decision, bin int) {
 	cpus := float64(len(snap.Node.Topology.CPUs))
 	for i := range d.Verdicts {
 		v := &d.Verdicts[i]
+		p := r.pod(&snap.Pods[v.Pod], d.Class[v.Pod])
 		if v.Axis != judge.CPU {
+			p.axis(v, bin, secs)
 			continue
 		}
-		p := r.pod(&snap.Pods[v.Pod], d.Class[v.Pod])
-		p.level = put(p.level, bin, float32(v.Level), larger)
+		p.level = put(p.level, bin, float32(v.Level), worse)
 		p.objective = put(p.objective, bin, float32(v.Objective)/1e3, larger)
 		p.promise = v.Objective
 		p.judged += secs
@@ -264,9 +346,11 @@ func (r *Report) measure(s *trace.Step, d *decide.Decision, bin int) {
 		if d.Class[c.Pod] != policy.Online {
 			continue
 		}
-		victim := snap.Pods[c.Pod].Key()
+		victim := r.pod(&snap.Pods[c.Pod], policy.Online)
 		for _, b := range c.Wait.Blame {
-			r.matrix[[2]string{victim, culprit(snap, c.Pod, b.Culprit)}] += float64(b.NS)
+			cause := culprit(snap, c.Pod, b.Culprit)
+			r.matrix[[2]string{victim.key, cause}] += float64(b.NS)
+			victim.blames(cause, bin, float32(b.NS))
 		}
 	}
 	for i := range snap.Pods {
@@ -274,13 +358,12 @@ func (r *Report) measure(s *trace.Step, d *decide.Decision, bin int) {
 			continue
 		}
 		p := r.pod(&snap.Pods[i], policy.Offline)
-		may, held := cpus, false
+		may, held := cpus, i < len(d.Grant) && d.Grant[i] != (control.Grant{})
 		for k := range s.Decision.Plan {
 			w := &s.Decision.Plan[k]
 			if w.Cgroup != snap.Pods[i].Cgroup {
 				continue
 			}
-			held = held || w.Rule != control.RulePosture
 			switch w.Kind {
 			case knob.CPUSet:
 				may = min(may, float64(w.Value.CPUs.Len()))
@@ -291,6 +374,11 @@ func (r *Report) measure(s *trace.Step, d *decide.Decision, bin int) {
 			}
 		}
 		p.may = put(p.may, bin, float32(may), smaller)
+		p.held = put(p.held, bin, 0, larger)
+		if held {
+			p.held = put(p.held, bin, 1, larger)
+		}
+		p.hardware(snap, d, i, bin)
 		for len(p.used) <= bin {
 			p.used, p.weight = append(p.used, 0), append(p.weight, 0)
 		}
@@ -306,6 +394,105 @@ func (r *Report) measure(s *trace.Step, d *decide.Decision, bin int) {
 			p.heldSeconds += secs
 		}
 	}
+}
+
+// axis takes in a verdict on another axis than the CPU.
+func (p *pod) axis(v *judge.Verdict, bin int, secs float64) {
+	if v.Level == judge.Violated {
+		p.other[v.Axis] += secs
+	}
+	at := chartCPI // cache and bandwidth rest on the same counters
+	switch v.Axis {
+	case judge.Memory:
+		at = chartMemory
+	case judge.IO:
+		at = chartIO
+	}
+	c := &p.charts[at]
+	c.level = put(c.level, bin, float32(v.Level), worse)
+	values := [3]float32{float32(v.CPI.CPI), float32(v.CPI.CPIBaseline), float32(v.CPI.CPIFence)}
+	if at == chartCPI {
+		c.drawn = c.drawn || v.CPI.CPI > 0
+	} else {
+		values = [3]float32{float32(v.StallPermille), float32(v.StallObjective)}
+		// Most pods hardly ever stall: those that came near their objective are worth a plot.
+		c.drawn = c.drawn || v.Level == judge.Watch || v.Level == judge.Violated
+	}
+	for k, x := range values {
+		if x > 0 || at != chartCPI && k == 0 && v.Level != judge.Unknown {
+			c.lines[k] = put(c.lines[k], bin, x, larger)
+		}
+	}
+}
+
+// blames adds a part of a wait to its cause.
+func (p *pod) blames(cause string, bin int, ns float32) {
+	if p.blame[cause] == nil && len(p.blame) >= mostCauses {
+		cause = others
+	}
+	p.blame[cause] = put(p.blame[cause], bin, ns, sum)
+}
+
+// hardware takes in what an offline pod may have of the last-level cache and the memory bandwidth, and what it moves.
+func (p *pod) hardware(snap *signal.Snapshot, d *decide.Decision, i, bin int) {
+	rdt, c := &snap.Node.RDT, &p.charts[chartHardware]
+	if i < len(d.Grant) && (rdt.Ways > 0 || rdt.MB != (signal.MBUnits{})) {
+		ways, mb := float32(100), float32(100)
+		if n := d.Grant[i].Ways; n > 0 && rdt.Ways > 0 {
+			ways = 100 * float32(n) / float32(rdt.Ways)
+		}
+		if n := d.Grant[i].MB; n > 0 {
+			mb = float32(n)
+		}
+		c.lines[0], c.lines[1] = put(c.lines[0], bin, ways, smaller), put(c.lines[1], bin, mb, smaller)
+		c.drawn = true
+	}
+	for k := range snap.Containers {
+		s := &snap.Containers[k]
+		if s.Pod == i && s.RDT.State == signal.RDTOK && s.RDT.Span > 0 {
+			c.lines[2] = put(c.lines[2], bin, float32(signal.BytesPerSecond(s.RDT.TotalBytes, s.RDT.Span))/1e6, larger)
+			c.drawn = true
+		}
+	}
+}
+
+// blamed is what is drawn of an online pod's waits: the largest causes, ms of wait a second, and the others together.
+func (p *pod) blamed(secs []float32) []causeLine {
+	total := make(map[string]float64, len(p.blame))
+	names := make([]string, 0, len(p.blame))
+	for cause, ns := range p.blame {
+		for _, x := range ns {
+			if x == x {
+				total[cause] += float64(x)
+			}
+		}
+		names = append(names, cause)
+	}
+	if _, ok := total[others]; ok {
+		total[others] = -1 // comes last
+	}
+	slices.SortFunc(names, func(a, b string) int { return cmp.Or(cmp.Compare(total[b], total[a]), strings.Compare(a, b)) })
+	var out []causeLine
+	for k, cause := range names {
+		ns := p.blame[cause]
+		if k > mostBlamed {
+			last := &out[mostBlamed]
+			last.Cause = others
+			for i, x := range ns {
+				if x == x {
+					last.Values = put(last.Values, i, x, sum)
+				}
+			}
+			continue
+		}
+		out = append(out, causeLine{cause, slices.Clone(ns)})
+	}
+	for _, l := range out {
+		for i := range l.Values {
+			l.Values[i] /= 1e6 * secs[i]
+		}
+	}
+	return out
 }
 
 // culprit names the cause of a part of a wait.
@@ -363,6 +550,21 @@ type line struct {
 	Level     string  `json:"level,omitempty"`
 	Used      numbers `json:"used,omitempty"`
 	May       numbers `json:"may,omitempty"`
+	Held      string  `json:"held,omitempty"`
+
+	Charts []chartLine `json:"charts,omitempty"`
+	Blame  []causeLine `json:"blame,omitempty"`
+}
+
+type chartLine struct {
+	Kind  string    `json:"kind"`
+	Lines []numbers `json:"lines"`
+	Level string    `json:"level,omitempty"`
+}
+
+type causeLine struct {
+	Cause  string  `json:"cause"`
+	Values numbers `json:"ms"` // of wait a second
 }
 
 // numbers are written with three digits, and as null where there is nothing.
@@ -387,14 +589,7 @@ func (r *Report) lines() ([]byte, error) {
 	_, zone := r.first.Zone()
 	l := lines{Zone: zone, Step: r.width.Seconds(), N: r.n, Start: float64(r.first.UnixNano()) / 1e9, Notes: r.notes}
 	for _, p := range r.online() {
-		level := make([]byte, len(p.level))
-		for i, v := range p.level {
-			level[i] = '.'
-			if v == v {
-				level[i] = '0' + byte(v)
-			}
-		}
-		l.Online = append(l.Online, line{Pod: p.key, P99: p.p99, Objective: p.objective, Level: string(level)})
+		l.Online = append(l.Online, line{Pod: p.key, P99: p.p99, Objective: p.objective, Level: digits(p.level), Charts: p.chartLines(), Blame: p.blamed(r.secs)})
 	}
 	for _, p := range r.offline() {
 		used := slices.Clone(p.used)
@@ -403,14 +598,50 @@ func (r *Report) lines() ([]byte, error) {
 				used[i] = gap
 			}
 		}
-		l.Offline = append(l.Offline, line{Pod: p.key, Used: used, May: p.may})
+		l.Offline = append(l.Offline, line{Pod: p.key, Used: used, May: p.may, Held: digits(p.held), Charts: p.chartLines()})
 	}
 	return json.Marshal(l)
 }
 
+// digits writes levels, and a point for none.
+func digits(levels []float32) string {
+	out := make([]byte, len(levels))
+	for i, v := range levels {
+		out[i] = '.'
+		if v == v {
+			out[i] = '0' + byte(v)
+		}
+	}
+	return string(out)
+}
+
+func (p *pod) chartLines() (out []chartLine) {
+	for i := range p.charts {
+		c := &p.charts[i]
+		if !c.drawn {
+			continue
+		}
+		l := chartLine{Kind: chartNames[i], Level: digits(c.level)}
+		for _, v := range c.lines {
+			l.Lines = append(l.Lines, v)
+		}
+		out = append(out, l)
+	}
+	return out
+}
+
+// beyond is for how long the pod was beyond its objectives on any axis, at most.
+func (p *pod) beyond() float64 {
+	s := p.violated
+	for _, x := range p.other {
+		s += x
+	}
+	return s
+}
+
 // online lists online pods, those in trouble first.
 func (r *Report) online() []*pod {
-	return r.sorted(policy.Online, func(p *pod) float64 { return p.violated*1e6 + p.worst.Seconds() })
+	return r.sorted(policy.Online, func(p *pod) float64 { return p.beyond()*1e6 + p.worst.Seconds() })
 }
 
 // offline lists offline pods, those that were held first.

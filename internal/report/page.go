@@ -1,6 +1,7 @@
 package report
 
 import (
+	"cmp"
 	_ "embed"
 	"fmt"
 	"html/template"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/qos-agent/qos-agent/internal/judge"
 	"github.com/qos-agent/qos-agent/internal/whatif"
 )
 
@@ -57,8 +59,8 @@ type view struct {
 }
 
 type onlineRow struct {
-	Pod, Violated, Percent, Worst, Promise, Unknown, Reasons, Culprit string
-	Bad                                                               bool
+	Pod, Violated, Percent, Worst, Promise, Unknown, Reasons, Culprit, Others string
+	Bad                                                                       bool
 }
 
 type offlineRow struct {
@@ -136,9 +138,16 @@ func (r *Report) view() (*view, error) {
 }
 
 func (r *Report) rows(v *view) {
-	bad, total := 0, 0
+	bad, elsewhere, total := 0, 0, 0
 	for _, p := range r.online() {
 		row := onlineRow{Pod: p.key, Violated: fmt.Sprintf("%.1f s", p.violated), Worst: round(p.worst), Promise: round(p.promise), Bad: p.violated > 0}
+		var others []string
+		for axis, s := range p.other {
+			if s > 0 {
+				others = append(others, fmt.Sprintf("%s %.1f s", judge.Axis(axis), s))
+			}
+		}
+		row.Others = strings.Join(others, ", ")
 		if known := p.judged - p.unknown; known > 0 {
 			row.Percent = fmt.Sprintf("%.1f %%", 100*p.violated/known)
 		}
@@ -172,6 +181,9 @@ func (r *Report) rows(v *view) {
 		if p.violated > 0 {
 			bad++
 		}
+		if p.violated < p.beyond() {
+			elsewhere++
+		}
 		v.Online = append(v.Online, row)
 	}
 	for _, p := range r.offline() {
@@ -185,11 +197,17 @@ func (r *Report) rows(v *view) {
 	switch {
 	case total == 0:
 		v.Verdict = "No online pod was seen."
-	case bad == 0:
+	case bad == 0 && elsewhere == 0:
 		v.Verdict = fmt.Sprintf("All %d online pods stayed inside their objectives.", total)
+	case bad == 0:
+		v.Verdict = fmt.Sprintf("All %d online pods stayed inside their objective of run-queue wait.", total)
 	default:
-		worst := v.Online[0]
-		v.Verdict = fmt.Sprintf("%d of %d online pods were beyond their objective at some time; %s the longest: %s, %s of what was judged.", bad, total, worst.Pod, worst.Violated, worst.Percent)
+		worst := slices.MaxFunc(r.online(), func(a, b *pod) int { return cmp.Compare(a.violated, b.violated) })
+		v.Verdict = fmt.Sprintf("%d of %d online pods were beyond their objective of run-queue wait at some time; %s the longest: %.1f s, %.1f %% of what was judged.",
+			bad, total, worst.key, worst.violated, 100*worst.violated/max(worst.judged-worst.unknown, 1e-9))
+	}
+	if elsewhere > 0 {
+		v.Verdict += fmt.Sprintf(" %d were beyond one of cache, bandwidth, memory or IO.", elsewhere)
 	}
 	cuts := 0
 	for _, p := range r.pods {

@@ -57,24 +57,73 @@
       c.restore();
     };
   }
+  var causes = ["--bad", "--may", "--accent", "--warn", "--unknown"];
+  var share = function (v) { return v == null ? "" : +v.toPrecision(3) + " %"; };
+  var plain = function (v) { return v == null ? "" : "" + +v.toPrecision(3); };
+  var fromZero = function (least) { return function (u, a, b) { return [0, Math.max(least, b) * 1.08]; }; };
+  var drawn = function (label, colour, value, more) { return Object.assign({ label: label, stroke: style(colour), width: 1.4, value: function (u, v) { return value(v); } }, more); };
+  var limit = function (label, value) { return drawn(label, "--bad", value, { dash: [5, 4], width: 1, points: { show: false } }); };
+  var stepped = uPlot.paths.stepped({ align: 1 });
+  var scaled = function (v, by) { return full(v).map(function (x) { return x == null ? null : x / by; }); };
+  // What a card shows: its rows, series and options, by its kind.
+  var kinds = {
+    wait: function (l) {
+      var rows = [full(l.p99), full(l.objective)], pos = rows[0].concat(rows[1]).filter(function (v) { return v > 0; });
+      var lo = Math.min.apply(null, pos.concat([100])), hi = Math.max.apply(null, pos.concat([1000]));
+      return {
+        rows: rows, series: [drawn("p99", "--accent", wait), limit("objective", wait)],
+        opts: { scales: { y: { distr: 3, range: [Math.pow(10, Math.floor(Math.log10(lo / 1.2))), Math.pow(10, Math.ceil(Math.log10(hi * 1.1)))] } }, axes: axes(function (u, v) { return v.map(function (x) { return x == null || Math.abs(Math.log10(x) - Math.round(Math.log10(x))) > 1e-6 ? "" : wait(x); }); }), hooks: { draw: [lane(l.level || "")] } }
+      };
+    },
+    cpu: function (l) {
+      var cpus = function (v) { return v == null ? "" : v + " CPUs"; };
+      return {
+        rows: [full(l.used), full(l.may)],
+        series: [drawn("used", "--accent", cpus, { fill: style("--accent") + "22" }), drawn("granted", "--may", cpus, { points: { show: false }, paths: stepped })],
+        opts: { scales: { y: { range: fromZero(1) } }, axes: axes(null, 44), hooks: { draw: [lane(l.held || ""), marks(byPod[l.pod] || [])] } }
+      };
+    },
+    cpi: function (l, c) {
+      return {
+        rows: c.lines.map(function (v) { return scaled(v, 1000); }),
+        series: [drawn("CPI", "--accent", plain), drawn("normal", "--good", plain, { width: 1, points: { show: false } }), limit("bound", plain)],
+        opts: { scales: { y: { range: fromZero(1) } }, axes: axes(null, 44), hooks: { draw: [lane(c.level || "")] } }
+      };
+    },
+    stall: function (l, c) {
+      return {
+        rows: [scaled(c.lines[0], 10), scaled(c.lines[1], 10)], series: [drawn("stalled", "--accent", share), limit("objective", share)],
+        opts: { scales: { y: { range: fromZero(1) } }, axes: axes(function (u, v) { return v.map(share); }, 52), hooks: { draw: [lane(c.level || "")] } }
+      };
+    },
+    hardware: function (l, c) {
+      var moved = axes(null, 52)[1];
+      moved.scale = "MB/s"; moved.side = 1; moved.grid = { show: false };
+      return {
+        rows: c.lines.map(full),
+        series: [drawn("ways", "--may", share, { points: { show: false }, paths: stepped }), drawn("bandwidth", "--warn", share, { points: { show: false }, paths: stepped }), drawn("moved", "--accent", function (v) { return v == null ? "" : +v.toPrecision(3) + " MB/s"; }, { scale: "MB/s" })],
+        opts: { scales: { y: { range: [0, 108] }, "MB/s": { range: fromZero(1) } }, axes: axes(function (u, v) { return v.map(share); }, 52).concat([moved]), hooks: {} }
+      };
+    },
+    blame: function (l) {
+      var ms = function (v) { return v == null ? "" : +v.toPrecision(3) + " ms/s"; }, own = l.blame.map(function (b) { return full(b.ms); });
+      var top = xs.map(function () { return null; }), rows = own.map(function (v) { return top = top.map(function (t, i) { return t == null && v[i] == null ? null : (t || 0) + (v[i] || 0); }); });
+      var series = l.blame.map(function (b, k) {
+        return drawn(b.cause, causes[k], ms, { width: 1, fill: style(causes[k]) + "66", points: { show: false }, value: function (u, v, s, i) { return i == null ? "" : ms(own[k][i]); } });
+      });
+      var bands = own.slice(1).map(function (v, k) { return { series: [k + 2, k + 1] }; }); // each is filled down to the one below it
+      return { rows: rows, series: series, opts: { bands: bands, scales: { y: { range: fromZero(1) } }, axes: axes(null, 44), hooks: {} } };
+    }
+  };
+  kinds.memory = kinds.io = kinds.stall;
+  var titles = { cpi: "cycles per instruction", memory: "stalled on memory, %", io: "stalled on IO, %", hardware: "cache and bandwidth granted, % and MB/s moved", blame: "wait by cause, ms a second" };
+
   function make(card) {
     if (card.plot) return;
-    var l = card.line, online = card.online, opts, series, rows;
+    var shown = kinds[card.kind](card.line, card.chart), opts = shown.opts;
     var time = { label: "time", value: function (u, v) { return v == null ? "" : clock(v, 2); } };
     var common = { width: Math.max(240, card.clientWidth - 22), height: 170, cursor: { sync: { key: "time" }, points: { size: 5 } } };
-    if (online) {
-      rows = [xs, full(l.p99), full(l.objective)];
-      var pos = rows[1].concat(rows[2]).filter(function (v) { return v > 0; });
-      var lo = Math.min.apply(null, pos.concat([100])), hi = Math.max.apply(null, pos.concat([1000]));
-      series = [time, { label: "p99", stroke: style("--accent"), width: 1.4, value: function (u, v) { return wait(v); } },
-        { label: "objective", stroke: style("--bad"), dash: [5, 4], width: 1, points: { show: false }, value: function (u, v) { return wait(v); } }];
-      opts = { scales: { y: { distr: 3, range: [Math.pow(10, Math.floor(Math.log10(lo / 1.2))), Math.pow(10, Math.ceil(Math.log10(hi * 1.1)))] } }, axes: axes(function (u, v) { return v.map(function (x) { return x == null || Math.abs(Math.log10(x) - Math.round(Math.log10(x))) > 1e-6 ? "" : wait(x); }); }), hooks: { draw: [lane(l.level || "")] } };
-    } else {
-      rows = [xs, full(l.used), full(l.may)];
-      series = [time, { label: "used", stroke: style("--accent"), width: 1.4, fill: style("--accent") + "22", value: function (u, v) { return v == null ? "" : v + " CPUs"; } },
-        { label: "granted", stroke: style("--may"), width: 1.4, points: { show: false }, paths: uPlot.paths.stepped({ align: 1 }), value: function (u, v) { return v == null ? "" : v + " CPUs"; } }];
-      opts = { scales: { y: { range: function (u, a, b) { return [0, Math.max(1, b) * 1.08]; } } }, axes: axes(null, 44), hooks: { draw: [marks(byPod[l.pod] || [])] } };
-    }
+    var rows = [xs].concat(shown.rows), series = [time].concat(shown.series);
     opts.hooks.setScale = [function (u, key) { if (key === "x") follow(u); }];
     busy = true;
     var u = new uPlot(Object.assign(common, opts, { series: series }), rows, card);
@@ -86,18 +135,23 @@
   var seen = "IntersectionObserver" in window ? new IntersectionObserver(function (es) {
     es.forEach(function (e) { if (e.isIntersecting) { make(e.target); seen.unobserve(e.target); } });
   }, { rootMargin: "400px" }) : null;
-  function cards(where, lines, online) {
+  function cards(where, lines, kind) {
     var box = document.getElementById(where);
-    lines.forEach(function (l) {
+    function add(l, kind, chart) {
       var card = document.createElement("div"), h = document.createElement("h3");
-      card.className = "plot"; h.textContent = l.pod; card.dataset.pod = l.pod;
-      card.line = l; card.online = online;
+      card.className = "plot"; h.textContent = l.pod + (titles[kind] ? ": " + titles[kind] : ""); card.dataset.pod = l.pod;
+      card.line = l; card.kind = kind; card.chart = chart;
       card.appendChild(h); box.appendChild(card);
       if (seen) seen.observe(card); else make(card);
+    }
+    lines.forEach(function (l) {
+      add(l, kind);
+      (l.charts || []).forEach(function (c) { add(l, c.kind, c); });
+      if (l.blame && l.blame.length) add(l, "blame");
     });
   }
-  cards("onlinePlots", data.online || [], true);
-  cards("offlinePlots", data.offline || [], false);
+  cards("onlinePlots", data.online || [], "wait");
+  cards("offlinePlots", data.offline || [], "cpu");
 
   document.getElementById("filter").addEventListener("input", function (e) {
     var want = e.target.value.toLowerCase();

@@ -1,9 +1,26 @@
 package signal
 
-import "time"
+import (
+	"math"
+	"math/bits"
+	"time"
+)
 
 // CacheLine is the bytes that a miss of the last-level cache moves.
 const CacheLine = 64
+
+// BytesPerSecond is a rate in whole bytes a second, rounded down; 0 over no time, and the largest number where the rate does not fit.
+func BytesPerSecond(n uint64, over time.Duration) uint64 {
+	if over <= 0 {
+		return 0
+	}
+	hi, lo := bits.Mul64(n, uint64(time.Second))
+	if hi >= uint64(over) {
+		return math.MaxUint64
+	}
+	rate, _ := bits.Div64(hi, lo, uint64(over))
+	return rate
+}
 
 // PerfSample is what the hardware counters of a container's group counted over Span. Counts are scaled to the whole span
 // when the kernel had to share the hardware counters among several users.

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"unsafe"
 
+	"github.com/qos-agent/qos-agent/internal/signal"
 	"github.com/qos-agent/qos-agent/internal/wire"
 )
 
@@ -30,6 +31,8 @@ type part struct {
 	span   int // index of the leaf Span, which mostly reaches back to the reading before; -1: none
 	// foretold has the bits of both.
 	foretold uint64
+	// rest is the index of the leaf with a pod's parts by cache domain, of which the last is written as what the totals leave; see turn.
+	rest int
 }
 
 // leaf is a scalar, or something that is written as a whole.
@@ -39,6 +42,7 @@ type leaf struct {
 	t      *wire.Type // nil: the reader has no place for it
 	scalar bool
 	toggle bool          // a boolean: that it differs says all
+	word   bool          // a scalar of 64 bits that the reader has a place for: most are
 	d      *wire.Decoder // of a whole
 }
 
@@ -80,8 +84,27 @@ fields:
 			return nil, fmt.Errorf("%s.%s has %d values: no more than %d fit", r.name, p.name, len(p.leaves), maxLeaves)
 		}
 		p.predict()
+		p.rest = -1
+		for k, l := range p.leaves {
+			if reflect.TypeFor[T]() == reflect.TypeFor[signal.ContainerSample]() && p.name == "RDT" && l.name == "Domains" {
+				p.rest = k
+			}
+		}
 	}
 	return r, nil
+}
+
+// turn makes the last of a pod's cache domains what the totals leave over for it less what it has, which is nearly always nothing, and back again.
+func turn(r *signal.RDTSample) {
+	if len(r.Domains) == 0 {
+		return
+	}
+	last := &r.Domains[len(r.Domains)-1]
+	rest := signal.RDTDomainSample{OccupancyBytes: r.OccupancyBytes, TotalBytes: r.TotalBytes, LocalBytes: r.LocalBytes}
+	for _, d := range r.Domains {
+		rest.OccupancyBytes, rest.TotalBytes, rest.LocalBytes = rest.OccupancyBytes-d.OccupancyBytes, rest.TotalBytes-d.TotalBytes, rest.LocalBytes-d.LocalBytes
+	}
+	last.OccupancyBytes, last.TotalBytes, last.LocalBytes = rest.OccupancyBytes, rest.TotalBytes, rest.LocalBytes
 }
 
 func (p *part) add(t *wire.Type, name string, offset uintptr) {
@@ -162,7 +185,17 @@ func (p *part) append(s *streams, cur, base unsafe.Pointer, now uint64) bool {
 		if !l.scalar {
 			if !l.t.Equal(a, b) {
 				mask |= 1 << i
-				s.b[streamRare] = l.t.Append(s.b[streamRare], a)
+				if i == p.rest {
+					r := (*signal.ContainerSample)(cur).RDT
+					if len(r.Domains) > 0 {
+						s.domains = append(s.domains[:0], r.Domains...)
+						r.Domains = s.domains
+					}
+					turn(&r)
+					s.b[streamRare] = l.t.Append(s.b[streamRare], unsafe.Pointer(&r.Domains))
+				} else {
+					s.b[streamRare] = l.t.Append(s.b[streamRare], a)
+				}
 				l.t.Copy(b, a)
 			}
 			continue
@@ -203,8 +236,21 @@ func (p *part) decode(s *source, at unsafe.Pointer, now uint64) {
 	for todo := mask | p.foretold; todo != 0; todo &= todo - 1 {
 		i := bits.TrailingZeros64(todo)
 		l := &p.leaves[i]
-		special := p.foretold>>i&1 != 0
 		to := unsafe.Add(at, l.offset)
+		if l.word {
+			v := (*uint64)(to)
+			switch {
+			case i == p.at:
+				wasAt, *v = *v, now
+			case i == p.span && wasAt != 0:
+				*v = p.leaves[p.at].t.Load(unsafe.Add(at, p.leaves[p.at].offset)) - wasAt
+			}
+			if mask>>i&1 != 0 {
+				*v += uint64(s.signed(streamValueSize))
+			}
+			continue
+		}
+		special := p.foretold>>i&1 != 0
 		if !l.scalar {
 			if err := l.d.Decode(&s.s[streamRare], to); err != nil {
 				return
@@ -236,6 +282,9 @@ func (p *part) decode(s *source, at unsafe.Pointer, now uint64) {
 			s.s[streamValueSize].Fail(errRange)
 		}
 	}
+	if p.rest >= 0 && mask>>p.rest&1 != 0 {
+		turn(&(*signal.ContainerSample)(at).RDT)
+	}
 }
 
 // bind makes the plan of a record as a file describes it. Its leaves come in the file's order and know where they belong in ours.
@@ -246,7 +295,7 @@ func (r *recordType) bind(file []partSchema) (out *recordType, missing, dropped 
 	}
 	met := map[string]bool{}
 	for _, ps := range file {
-		p := part{name: ps.Name}
+		p := part{name: ps.Name, rest: -1}
 		if len(ps.Leaves) > maxLeaves {
 			return nil, nil, nil, fmt.Errorf("schema of %s.%s: %d values", r.name, ps.Name, len(ps.Leaves))
 		}
@@ -261,6 +310,9 @@ func (r *recordType) bind(file []partSchema) (out *recordType, missing, dropped 
 				dropped = append(dropped, path)
 			}
 			met[path] = true
+			if ours != nil && ours.rest >= 0 && ours.leaves[ours.rest].name == l.name {
+				p.rest = len(p.leaves)
+			}
 			p.leaves = append(p.leaves, l)
 		}
 		p.predict()
@@ -305,6 +357,7 @@ func bindLeaf(ours *part, text string) (leaf, error) {
 				return l, fmt.Errorf("it is %q there and %q here", schema, o.t.Schema())
 			}
 			l.t, l.offset = o.t, o.offset
+			l.word = o.scalar && !o.toggle && o.t.Size() == 8
 		}
 	}
 	if !l.scalar {

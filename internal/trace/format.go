@@ -18,7 +18,7 @@ const (
 	magic        = "QOSTRACE"
 	trailerMagic = "QOSINDEX"
 	// Format is the version that is written, and the only one that is read.
-	Format = 2
+	Format = 3
 
 	preambleLen = 16
 	headerLen   = 48

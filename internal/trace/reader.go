@@ -17,6 +17,7 @@ import (
 	"github.com/qos-agent/qos-agent/internal/policy"
 	"github.com/qos-agent/qos-agent/internal/signal"
 	"github.com/qos-agent/qos-agent/internal/wire"
+	"github.com/qos-agent/qos-agent/pkg/histogram"
 )
 
 // Reader reads one file, front to back or from a place found by time. It keeps one frame in memory. It is not safe for concurrent use.
@@ -477,6 +478,7 @@ func (r *Reader) Next() (*Step, error) {
 func (r *Reader) open(b []byte) error {
 	if r.header.flags&flagKey != 0 {
 		r.base = base{}
+		r.unpack.key()
 		r.containers, r.isQuiet, r.hasBase = r.containers[:0], false, true
 		for i := range r.digest {
 			r.digest[i] = 0
@@ -489,7 +491,7 @@ func (r *Reader) open(b []byte) error {
 	for i := range r.streams {
 		var err error
 		from := src.Pos()
-		if r.streams[i], err = r.unpack.stream(r.streams[i], &src); err != nil {
+		if r.streams[i], err = r.unpack.stream(r.streams[i], &src, i); err != nil {
 			return fmt.Errorf("%s: %w", StreamName(i), err)
 		}
 		r.bytes[i].Packed += int64(src.Pos() - from)
@@ -728,6 +730,11 @@ func (r *Reader) validContainer(c *signal.ContainerSample) error {
 	if c.Pod < 0 || c.Pod >= len(r.base.pods) || c.Container < 0 || c.Container >= len(r.base.pods[c.Pod].Containers) {
 		return fmt.Errorf("container %d of pod %d is not there", c.Container, c.Pod)
 	}
+	for _, b := range c.Wait.Buckets {
+		if b.Index >= histogram.Buckets {
+			return errRange
+		}
+	}
 	return nil
 }
 
@@ -838,11 +845,12 @@ func (r *Reader) readWait(w *signal.WaitSample, b *waitBase, stream int) error {
 		w.Preempted = s.s[streamPreempted].Uvarint()
 	}
 	if flags&waitBuckets != 0 {
-		if err := r.readBuckets(w, &b.shape, &s.s[streamBuckets+stream]); err != nil {
+		expected, err := r.readBuckets(w, &b.shape, &s.s[streamBuckets+stream])
+		if err != nil {
 			return err
 		}
 		if flags&waitSum != 0 {
-			w.SumNS += expectedSum(w.Buckets)
+			w.SumNS += expected
 		}
 	}
 	w.Count += uint64(more)
@@ -868,40 +876,74 @@ func (r *Reader) readWait(w *signal.WaitSample, b *waitBase, stream int) error {
 	return nil
 }
 
-func (r *Reader) readBuckets(w *signal.WaitSample, last *shape, hist *wire.Source) error {
+// readBuckets reads a histogram and how many waits it holds. It returns the sum that lets expect; see expectedSum.
+func (r *Reader) readBuckets(w *signal.WaitSample, last *shape, hist *wire.Source) (expected uint64, err error) {
 	last.buckets += int(r.s.s[streamShape].Varint())
 	last.first += int(r.s.s[streamFirst].Varint())
-	n, next := last.buckets, uint64(last.first)
-	if n <= 0 || n > hist.Left() { // each has a byte
-		return wire.ErrShort
+	n := last.buckets
+	codes := hist.Bytes(n)
+	if n <= 0 || len(codes) != n {
+		return 0, wire.ErrShort
 	}
 	from := len(r.buckets)
 	if cap(r.buckets)-from < n {
 		r.buckets = append(make([]signal.Bucket, 0, max(2*cap(r.buckets), from+n)), r.buckets...)
 	}
 	out := r.buckets[from : from+n]
-	sum := uint64(0)
+	// at is the next index, and above it the count so far: both grow by what the code stands for.
+	at := uint64(last.first)
+	if at > histogram.Buckets {
+		return 0, errRange
+	}
 	for i := range out {
-		code := hist.Byte()
-		gap, count := uint64(code>>4), uint64(code&15)
-		if gap == 15 {
-			gap += r.s.number(streamCountSize)
+		add := bucketCodes[codes[i]]
+		if add == 0 {
+			gap, count, err := r.large(codes[i])
+			if err != nil {
+				return 0, err
+			}
+			add = (gap + 1) | (count+1)<<countShift
 		}
-		if count == 15 {
-			count += r.s.number(streamCountSize)
-		}
-		next += gap
-		if next > 1<<16-1 || count >= 1<<32-1 {
-			return errRange
-		}
-		out[i] = signal.Bucket{Index: uint16(next), Count: uint32(count + 1)}
-		sum += count + 1
-		next++
+		at += add
+		index, count := uint32(at)-1, uint32(add>>countShift)
+		out[i] = signal.Bucket{Index: uint16(index), Count: count}
+		expected += uint64(count) * middles[uint8(index)]
+	}
+	if uint32(at) > histogram.Buckets { // they ascend, so that the last one says it of all
+		return 0, errRange
 	}
 	r.buckets = r.buckets[:from+n]
 	w.Buckets = out[:n:n]
-	w.Count = sum
-	return nil
+	w.Count = at >> countShift
+	return expected / 1000 * 1000, nil
+}
+
+// bucketCodes is what a bucket's byte stands for: by how much the index grows, and from countShift on the count. 0: the rest follows.
+var bucketCodes = func() (c [256]uint64) {
+	for code := range c {
+		if gap, count := code>>4, code&15; gap < 15 && count < 15 {
+			c[code] = uint64(gap+1) | uint64(count+1)<<countShift
+		}
+	}
+	return c
+}()
+
+const countShift = 32
+
+// large reads the rest of a gap, or of a count less one, that do not fit in a bucket's byte.
+func (r *Reader) large(code byte) (gap, count uint64, err error) {
+	gap, count = uint64(code>>4), uint64(code&15)
+	if gap == 15 {
+		if gap += r.s.number(streamCountSize); gap < 15 || gap > histogram.Buckets {
+			return 0, 0, errRange
+		}
+	}
+	if count == 15 {
+		if count += r.s.number(streamCountSize); count < 15 || count >= 1<<32-1 {
+			return 0, 0, errRange
+		}
+	}
+	return gap, count, nil
 }
 
 // decision takes in what has changed of the decision.

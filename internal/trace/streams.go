@@ -4,7 +4,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"math/bits"
+	"unsafe"
 
 	"github.com/klauspost/compress/huff0"
 	"github.com/klauspost/compress/zstd"
@@ -71,6 +73,8 @@ type streams struct {
 	b    [numStreams][]byte
 	acc  uint64 // bits that are not in streamBits yet
 	fill uint
+
+	domains []signal.RDTDomainSample // scratch
 }
 
 func (s *streams) reset() {
@@ -141,8 +145,8 @@ func (s *streams) bits(v uint64, n uint) {
 
 // source is the streams of a frame on the way back.
 type source struct {
-	s    [numStreams]wire.Source // streamBits is not used
-	bits []byte                  // with bitPadding more bytes
+	s    [numStreams]wire.Source // streamBits is only for its error
+	bits unsafe.Pointer          // with bitPadding more bytes
 	pos  uint                    // in bits
 	end  uint
 }
@@ -158,7 +162,7 @@ func (s *source) open(b *[numStreams][]byte) {
 	s.s[streamRare].Budget = maxMemory
 	n := len(b[streamBits])
 	b[streamBits] = append(b[streamBits], make([]byte, bitPadding)...)
-	s.bits, s.pos, s.end = b[streamBits], 0, uint(n)*8
+	s.bits, s.pos, s.end = unsafe.Pointer(unsafe.SliceData(b[streamBits])), 0, uint(n)*8
 	s.s[streamBits] = wire.NewSource(nil, 0)
 }
 
@@ -181,66 +185,83 @@ func (s *source) left() int {
 	return n
 }
 
+// sizeCode is what the byte with the size of a number says: how many bits of it follow, whether there is one more, which is set, above
+// them, and what it is multiplied by; 0 is no size.
+type sizeCode struct {
+	bits, one uint8
+	scale     uint16
+}
+
+var sizeCodes = func() (c [256]sizeCode) {
+	for scale, by := range scales {
+		for n := range sizes {
+			c[scale*sizes+n] = sizeCode{uint8(max(n-1, 0)), uint8(min(n, 1)), uint16(by)}
+		}
+	}
+	return c
+}()
+
 var errSize = errors.New("a number of an impossible size")
 
 // number reads what streams.number has written.
 func (s *source) number(stream int) uint64 {
-	size := uint(s.s[stream].Byte())
-	switch {
-	case size < sizes:
-		return s.take(size)
-	case size < 2*sizes:
-		return s.take(size-sizes) * 1000
-	case size < 3*sizes:
-		return s.take(size-2*sizes) * 4096
+	c := sizeCodes[s.s[stream].Byte()]
+	if c.scale == 0 {
+		s.s[stream].Fail(errSize)
 	}
-	s.s[stream].Fail(errSize)
-	return 0
+	return (s.raw(uint(c.bits)) | uint64(c.one)<<(c.bits&63)) * uint64(c.scale)
 }
 
-// take reads a number of so many bits, the highest of which is not there because it is always set.
-func (s *source) take(size uint) uint64 {
-	if size <= 1 {
-		return uint64(size)
-	}
-	n := size - 1
-	return s.raw(n) | 1<<n
-}
-
+// signed reads what streams.signed has written.
 func (s *source) signed(stream int) int64 {
-	v := s.number(stream)
-	if v != 0 && s.raw(1) != 0 {
-		v = -v
+	c := sizeCodes[s.s[stream].Byte()]
+	if c.one == 0 {
+		if c.scale == 0 {
+			s.s[stream].Fail(errSize)
+		}
+		return 0
 	}
-	return int64(v)
+	n := uint(c.bits)
+	var v, sign uint64
+	if n < 56 { // the number and its sign at once
+		v = s.raw(n + 1)
+		v, sign = v&(1<<n-1), v>>n
+	} else {
+		v, sign = s.raw(n), s.raw(1)
+	}
+	v = (v | 1<<(n&63)) * uint64(c.scale)
+	return int64(v ^ -sign + sign)
 }
 
 // raw reads n bits, at most 63.
 func (s *source) raw(n uint) uint64 {
-	if n > s.end-s.pos {
+	pos := s.pos
+	if n > s.end-pos {
 		s.s[streamBits].Fail(wire.ErrShort)
 		return 0
 	}
-	at, shift := s.pos>>3, s.pos&7
-	s.pos += n
-	v := binary.LittleEndian.Uint64(s.bits[at:]) >> shift
+	s.pos = pos + n
+	// Up to nine bytes from a place that is before the end: there is padding behind it.
+	at, shift := unsafe.Add(s.bits, pos>>3), pos&7
+	v := binary.LittleEndian.Uint64((*[8]byte)(at)[:]) >> shift
 	if n+shift > 64 {
-		v |= uint64(s.bits[at+8]) << (64 - shift)
+		v |= uint64(*(*byte)(unsafe.Add(at, 8))) << (64 - shift)
 	}
-	return v & (1<<n - 1)
+	return v & (1<<(n&63) - 1)
 }
 
 // expectedSum is what waits in these buckets come to if each is as long as the middle of its bucket, in whole microseconds.
 func expectedSum(buckets []signal.Bucket) uint64 {
 	sum := uint64(0)
 	for _, b := range buckets {
-		sum += uint64(b.Count) * middles[min(int(b.Index), histogram.Overflow)]
+		sum += uint64(b.Count) * middles[uint8(b.Index)]
 	}
 	return sum / 1000 * 1000
 }
 
-var middles = func() (m [histogram.Buckets]uint64) {
-	for i := range m {
+// middles are the middles of buckets, ns. It is longer than there are buckets, so that it need not be asked whether a byte is an index of it.
+var middles = func() (m [256]uint64) {
+	for i := range histogram.Buckets {
 		m[i] = histogram.Lower(i)
 		if i < histogram.Overflow {
 			m[i] += (histogram.Upper(i) - m[i]) / 2
@@ -253,22 +274,44 @@ var middles = func() (m [histogram.Buckets]uint64) {
 const (
 	packNone = iota
 	packZstd
-	packHuff1 // huff0, as one stream
-	packHuff4 // huff0, as four, which is faster to read
+	packHuff1      // huff0, as one stream
+	packHuff4      // huff0, as four, which is faster to read
+	packHuff1Again // the same with the code that the stream had last, in this frame's key frame or since
+	packHuff4Again
 	packMethods
 )
 
 // packer compresses.
 type packer struct {
 	zstd *zstd.Encoder
-	huff huff0.Scratch
+	code [numStreams]code
 	buf  []byte
+}
+
+// code is the Huffman code of a stream. What a stream is made of is much the same from frame to frame, so a code is made of all that was seen
+// of late, is kept, and is written again only in a key frame, for a byte that it lacks, or when another would be a lot better.
+type code struct {
+	huff  *huff0.Scratch
+	known bool        // a reader that began at the last key frame has it
+	seen  [256]uint32 // how often each byte came of late
+	count [256]uint32 // in the present frame
 }
 
 func newPacker() (*packer, error) {
 	z, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedBetterCompression),
 		zstd.WithEncoderCRC(false), zstd.WithWindowSize(256<<10), zstd.WithLowerEncoderMem(true), zstd.WithSingleSegment(true))
-	return &packer{zstd: z, huff: huff0.Scratch{Reuse: huff0.ReusePolicyNone}}, err
+	return &packer{zstd: z}, err
+}
+
+// key begins a frame that is read without those before it.
+func (p *packer) key() {
+	for i := range p.code {
+		c := &p.code[i]
+		c.known = false
+		for k := range c.seen {
+			c.seen[k] /= 2
+		}
+	}
 }
 
 // stream appends a stream: its length and how it is compressed, its length then, and itself.
@@ -276,9 +319,9 @@ func (p *packer) stream(dst, b []byte, index int) []byte {
 	switch {
 	case len(b) < 32 || index == streamBits:
 		return plain(dst, b)
-	case index >= streamStepSize || index == streamPreempted || index == streamShape || index == streamFirst || index == streamBlamed || index == streamWait:
+	case index >= streamStepSize || index == streamPreempted || index == streamShape || index == streamFirst || index == streamBlamed || index == streamWait || index == streamCulprits:
 		// Nothing repeats in these, so that looking for it costs time and even bytes.
-		if out, ok := p.huffman(dst, b); ok {
+		if out, ok := p.huffman(dst, b, index); ok {
 			return out
 		}
 	}
@@ -303,7 +346,7 @@ func packed(dst []byte, method, raw int, b []byte) []byte {
 	return append(binary.AppendUvarint(dst, uint64(len(b))), b...)
 }
 
-func (p *packer) huffman(dst, b []byte) ([]byte, bool) {
+func (p *packer) huffman(dst, b []byte, index int) ([]byte, bool) {
 	const four = 1 << 10 // bytes from which four streams are worth their six bytes
 	method, compress := packHuff1, huff0.Compress1X
 	if len(b) >= four {
@@ -312,17 +355,75 @@ func (p *packer) huffman(dst, b []byte) ([]byte, bool) {
 	if len(b) > huff0.BlockSizeMax {
 		return dst, false
 	}
-	out, _, err := compress(b, &p.huff)
-	if err != nil {
-		return dst, false // it says that it is not worth it, or all the same byte
+	c := &p.code[index]
+	table, ok := c.take(b)
+	if !ok {
+		return dst, false
 	}
-	return packed(dst, method, len(b), out), true
+	c.huff.Reuse, c.huff.Out = huff0.ReusePolicyMust, p.buf[:0]
+	out, _, err := compress(b, c.huff)
+	p.buf, c.huff.Out = c.huff.Out, nil // one buffer is enough
+	if err != nil || len(out)+len(table) >= len(b)-len(b)/32 {
+		c.known = c.known && table == nil
+		return dst, false
+	}
+	c.known = true
+	if table == nil {
+		return packed(dst, method+packHuff1Again-packHuff1, len(b), out), true
+	}
+	dst = binary.AppendUvarint(dst, uint64(len(b)*packMethods+method))
+	dst = binary.AppendUvarint(dst, uint64(len(table)+len(out)))
+	return append(append(dst, table...), out...), true
+}
+
+// take counts the bytes of a frame and makes a code for them if the present one will not do: then table is the code as it is to be written. It
+// is not ok if there is nothing to gain.
+func (c *code) take(b []byte) (table []byte, ok bool) {
+	clear(c.count[:])
+	for _, x := range b {
+		c.count[x]++
+	}
+	for i, n := range c.count {
+		c.seen[i] += n
+	}
+	if c.known {
+		const worth = 80 // bytes of a code and a bit
+		if n := c.huff.EstimateSize(&c.count); n >= 0 && n <= entropy(&c.count, len(b))+worth+n/32 {
+			return nil, true
+		}
+	}
+	if c.huff == nil {
+		c.huff = &huff0.Scratch{}
+	}
+	c.known = false
+	if c.huff.BuildCTable(&c.seen) != nil {
+		return nil, false // there is only one byte
+	}
+	table, err := c.huff.AppendTable(nil)
+	return table, err == nil
+}
+
+// entropy is how many bytes a perfect code would take.
+func entropy(count *[256]uint32, total int) int {
+	bits := 0.0
+	for _, n := range count {
+		if n > 0 {
+			bits += float64(n) * math.Log2(float64(total)/float64(n))
+		}
+	}
+	return int(bits / 8)
 }
 
 // unpacker decompresses.
 type unpacker struct {
 	zstd *zstd.Decoder
-	huff huff0.Scratch
+	huff [numStreams]huffman
+}
+
+// huffman is the code that a stream had last.
+type huffman struct {
+	table *huff0.Scratch
+	code  *huff0.Decoder // nil: none since the key frame
 }
 
 func newUnpacker() (*unpacker, error) {
@@ -330,10 +431,17 @@ func newUnpacker() (*unpacker, error) {
 	return &unpacker{zstd: z}, err
 }
 
+// key begins a frame that needs none before it.
+func (u *unpacker) key() {
+	for i := range u.huff {
+		u.huff[i].code = nil
+	}
+}
+
 // whole is the inverse of packer.whole, for all of b.
 func (u *unpacker) whole(dst, b []byte) ([]byte, error) {
 	src := wire.NewSource(b, 0)
-	dst, err := u.stream(dst, &src)
+	dst, err := u.stream(dst, &src, streamBits)
 	if err == nil && src.Left() != 0 {
 		err = errors.New("there is more in it than it says")
 	}
@@ -341,7 +449,7 @@ func (u *unpacker) whole(dst, b []byte) ([]byte, error) {
 }
 
 // stream reads a stream into the memory of dst.
-func (u *unpacker) stream(dst []byte, src *wire.Source) ([]byte, error) {
+func (u *unpacker) stream(dst []byte, src *wire.Source, index int) ([]byte, error) {
 	head := src.Uvarint()
 	raw, method := head/packMethods, head%packMethods
 	if method == packNone {
@@ -362,29 +470,37 @@ func (u *unpacker) stream(dst []byte, src *wire.Source) ([]byte, error) {
 		}
 		dst = make([]byte, 0, raw+raw/4)
 	}
-	out, err := u.unpack(dst[:0:raw], b, method)
+	out, err := u.unpack(dst[:0:raw], b, method, &u.huff[index])
 	if err != nil {
 		return dst, fmt.Errorf("decompress: %w", err)
 	}
 	if uint64(len(out)) != raw {
 		return dst, fmt.Errorf("%d bytes after decompression, not %d", len(out), raw)
 	}
-	return out, nil
+	return dst[:raw], nil // which is where out is: there was room for it, and keeps all of its capacity
 }
 
-func (u *unpacker) unpack(dst, b []byte, method uint64) ([]byte, error) {
+func (u *unpacker) unpack(dst, b []byte, method uint64, h *huffman) (_ []byte, err error) {
 	if method == packZstd {
 		return u.zstd.DecodeAll(b, dst)
 	}
 	if cap(dst) > huff0.BlockSizeMax {
 		return nil, fmt.Errorf("a block of %d bytes", cap(dst))
 	}
-	_, rest, err := huff0.ReadTable(b, &u.huff)
-	if err != nil {
-		return nil, err
+	switch method {
+	case packHuff1, packHuff4:
+		h.code = nil
+		if h.table, b, err = huff0.ReadTable(b, h.table); err != nil {
+			return nil, err
+		}
+		h.code = h.table.Decoder()
+	case packHuff1Again, packHuff4Again:
+		if h.code == nil {
+			return nil, errors.New("it goes by the code of a frame that was not read")
+		}
 	}
-	if method == packHuff4 {
-		return u.huff.Decoder().Decompress4X(dst[:cap(dst)], rest)
+	if method == packHuff4 || method == packHuff4Again {
+		return h.code.Decompress4X(dst[:cap(dst)], b)
 	}
-	return u.huff.Decoder().Decompress1X(dst, rest)
+	return h.code.Decompress1X(dst, b)
 }

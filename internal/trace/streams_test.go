@@ -65,7 +65,7 @@ func TestPacking(t *testing.T) {
 		b := slices.Concat(slices.Repeat(pattern, rapid.IntRange(1, 30).Draw(t, "times")), rapid.SliceOf(rapid.ByteRange(0, 20)).Draw(t, "more"))
 		index := rapid.IntRange(0, numStreams-1).Draw(t, "stream")
 		src := wire.NewSource(p.stream(nil, b, index), 0)
-		got, err := u.stream(memory, &src)
+		got, err := u.stream(memory, &src, index)
 		memory = got
 		if err != nil || !slices.Equal(got, b) || src.Left() != 0 {
 			t.Fatalf("%d bytes in %s: error %v, %d bytes, %d left", len(b), StreamName(index), err, len(got), src.Left())

@@ -16,6 +16,7 @@ import (
 	"github.com/qos-agent/qos-agent/internal/policy"
 	"github.com/qos-agent/qos-agent/internal/signal"
 	"github.com/qos-agent/qos-agent/internal/wire"
+	"github.com/qos-agent/qos-agent/pkg/histogram"
 )
 
 // WriterOptions tune a Writer. The zero value is good.
@@ -211,6 +212,7 @@ func (w *Writer) begin(s *Step, key bool) {
 	}
 	w.base = base{}
 	w.digest = w.digest[:0]
+	w.pack.key()
 }
 
 // Flush writes the frame that is being filled.
@@ -594,6 +596,7 @@ func (w *Writer) wait(snap *signal.Snapshot, s *signal.WaitSample, b *waitBase) 
 	for _, k := range s.Buckets {
 		sum += uint64(k.Count)
 	}
+	sum = uint64(uint32(sum)) // as the reader counts
 	if s.Count != sum {
 		flags |= waitCount
 	}
@@ -656,8 +659,8 @@ func (w *Writer) buckets(buckets []signal.Bucket, last *shape, stream int) error
 	next := now.first
 	for _, b := range buckets {
 		gap := int(b.Index) - next
-		if gap < 0 || b.Count == 0 {
-			return errors.New("buckets out of order or empty")
+		if gap < 0 || b.Count == 0 || b.Index >= histogram.Buckets {
+			return errors.New("buckets out of order, empty or beyond the last")
 		}
 		next = int(b.Index) + 1
 		n := b.Count - 1

@@ -145,7 +145,7 @@ func trafficOf(w *world) traffic {
 	for i := range snap.Containers {
 		c := &snap.Containers[i]
 		if r := &c.RDT; r.State == signal.RDTOK && r.Span > 0 {
-			rate := perSecond(r.TotalBytes, r.Span)
+			rate := mbps(r.TotalBytes, r.Span)
 			byRDT += rate
 			t.held[c.Pod] += float64(r.OccupancyBytes)
 			if w.class[c.Pod] == policy.Offline {
@@ -154,7 +154,7 @@ func trafficOf(w *world) traffic {
 			}
 		}
 		if p := &c.Perf; p.Span > 0 {
-			rate := perSecond(p.LLCMisses*signal.CacheLine, p.Span)
+			rate := mbps(p.LLCMisses*signal.CacheLine, p.Span)
 			byMisses += rate
 			if w.class[c.Pod] == policy.Offline {
 				offlineByMisses += rate
@@ -167,17 +167,15 @@ func trafficOf(w *world) traffic {
 	machine := 0.0
 	for _, b := range snap.Node.Bandwidth {
 		if b.State == signal.RDTOK && b.Span > 0 {
-			machine += perSecond(b.TotalBytes, b.Span)
+			machine += mbps(b.TotalBytes, b.Span)
 		}
 	}
 	t.all = max(t.all, machine)
 	return t
 }
 
-// perSecond is a rate in MB/s.
-func perSecond(bytes uint64, span time.Duration) float64 {
-	return float64(bytes) / 1e6 / span.Seconds()
-}
+// mbps is a rate in MB/s.
+func mbps(n uint64, over time.Duration) float64 { return float64(signal.BytesPerSecond(n, over)) / 1e6 }
 
 func fitMemory(pod string, ws []memoryWindow) Memory {
 	m := fitCPI(ws)
@@ -236,10 +234,11 @@ func fitCPI(ws []memoryWindow) Memory {
 	for i := range ws {
 		most = max(most, ws[i].traffic)
 	}
+	cpi := each(ws, func(w *memoryWindow) float64 { return w.cpi })
 	best, least := Memory{}, math.Inf(1)
 	for _, room := range [...]float64{1.001, 1.02, 1.05, 1.1, 1.2, 1.4, 1.8, 3} { // 3: nothing of saturation was seen
 		m := Memory{Bus: room * most}
-		m.Core, m.Miss = line(ws, func(w *memoryWindow) (x, y float64) { return w.mpki / 1000 * model.Stretch(w.traffic/m.Bus), w.cpi })
+		m.Core, m.Miss = model.Line(each(ws, func(w *memoryWindow) float64 { return w.mpki / 1000 * model.Stretch(w.traffic/m.Bus) }), cpi)
 		switch {
 		case m.Miss < 0: // misses do not hasten anybody
 			m.Core, m.Miss = mean(ws), 0
@@ -257,6 +256,14 @@ func fitCPI(ws []memoryWindow) Memory {
 	}
 	best.Exponent, best.Assumed = exponent(ws)
 	return best
+}
+
+func each(ws []memoryWindow, of func(*memoryWindow) float64) []float64 {
+	out := make([]float64, len(ws))
+	for i := range ws {
+		out[i] = of(&ws[i])
+	}
+	return out
 }
 
 func mean(ws []memoryWindow) (sum float64) {
@@ -280,25 +287,6 @@ func slope(ws []memoryWindow, bus float64) float64 {
 	return xy / xx
 }
 
-// line is the least squares line y = a + b x. b is 0 if x does not vary.
-func line(ws []memoryWindow, at func(*memoryWindow) (x, y float64)) (a, b float64) {
-	n, sx, sy := 0.0, 0.0, 0.0
-	for i := range ws {
-		x, y := at(&ws[i])
-		n, sx, sy = n+1, sx+x, sy+y
-	}
-	sxx, sxy := 0.0, 0.0
-	for i := range ws {
-		x, y := at(&ws[i])
-		sxx += (x - sx/n) * (x - sx/n)
-		sxy += (x - sx/n) * (y - sy/n)
-	}
-	if sxx > 0 {
-		b = sxy / sxx
-	}
-	return sy/n - b*sx/n, b
-}
-
 // exponent of the power law, between 0 and 1. It is assumed to be that of the square root rule if what the pod holds varies too
 // little to tell.
 func exponent(ws []memoryWindow) (e float64, assumed bool) {
@@ -314,7 +302,7 @@ func exponent(ws []memoryWindow) (e float64, assumed bool) {
 	if len(held) < leastWindows/2 || high < low*(1+varies) {
 		return rule, true
 	}
-	_, b := line(held, func(w *memoryWindow) (x, y float64) { return math.Log(w.held), math.Log(w.mpki) })
+	_, b := model.Line(each(held, func(w *memoryWindow) float64 { return math.Log(w.held) }), each(held, func(w *memoryWindow) float64 { return math.Log(w.mpki) }))
 	return min(max(-b, 0), 1), false
 }
 

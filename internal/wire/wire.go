@@ -196,6 +196,9 @@ func (t *Type) Store(p unsafe.Pointer, v uint64) bool { return t.store(p, v) }
 // Bool reports whether t is a boolean.
 func (t *Type) Bool() bool { return t.kind == kBool }
 
+// Size is how many bytes a value takes in memory, without what it points to.
+func (t *Type) Size() uintptr { return t.size }
+
 // Name is the Go name of the type.
 func (t *Type) Name() string { return t.rtype.String() }
 
