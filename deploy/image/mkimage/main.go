@@ -42,7 +42,11 @@ func run(ctx context.Context) error {
 	if err := os.MkdirAll(filepath.Dir(*out), 0o755); err != nil {
 		return err
 	}
-	return image.Write(ctx, *out, image.Options{
+	err := image.Write(ctx, *out, image.Options{
 		Source: *source, Version: *version, Name: *name, Platforms: strings.Split(*platforms, ","), Created: created,
 	})
+	if err == nil {
+		fmt.Printf("%s: %s for %s\n", *out, *name, *platforms)
+	}
+	return err
 }
