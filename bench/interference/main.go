@@ -19,11 +19,9 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/alecthomas/kong"
@@ -76,15 +74,7 @@ func main() {
 	load.MaybeRun()
 	work.MaybeRun()
 	var c cli
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
-	defer stop()
-	kctx := kong.Parse(&c, kong.BindTo(ctx, (*context.Context)(nil)), kong.Bind(&c.options))
-	err := kctx.Run()
-	if errors.Is(err, context.Canceled) {
-		fmt.Fprintln(os.Stderr, "interference: interrupted; everything is cleaned up")
-		os.Exit(130)
-	}
-	kctx.FatalIfErrorf(err)
+	lab.Main("interference", &c, kong.Bind(&c.options))
 }
 
 // Run measures everything.

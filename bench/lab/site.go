@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,6 +16,19 @@ type Site struct {
 	*Lab
 	Bin  string
 	load []*work.Process
+}
+
+// OpenSite opens a lab and compiles the daemon into it.
+func OpenSite() (*Site, error) {
+	l, err := Open()
+	if err != nil {
+		return nil, err
+	}
+	s := &Site{Lab: l}
+	if s.Bin, err = daemon.Build(l.Dir); err != nil {
+		return nil, errors.Join(err, s.Remove())
+	}
+	return s, nil
 }
 
 // Remove ends all loads and closes the lab.

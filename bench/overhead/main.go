@@ -11,14 +11,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
-	"syscall"
 	"text/tabwriter"
 	"time"
 
-	"github.com/alecthomas/kong"
 	"github.com/qos-agent/qos-agent/bench/lab"
-	"github.com/qos-agent/qos-agent/test/daemon"
 	"github.com/qos-agent/qos-agent/test/work"
 )
 
@@ -57,28 +53,16 @@ type result struct {
 func main() {
 	work.MaybeRun()
 	var c cli
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
-	defer stop()
-	kctx := kong.Parse(&c, kong.BindTo(ctx, (*context.Context)(nil)))
-	err := kctx.Run()
-	if errors.Is(err, context.Canceled) {
-		fmt.Fprintln(os.Stderr, "overhead: interrupted; everything is cleaned up")
-		os.Exit(130)
-	}
-	kctx.FatalIfErrorf(err)
+	lab.Main("overhead", &c)
 }
 
 // Run measures and writes the result. A part that is not measured keeps what the file has of it.
 func (c *cli) Run(ctx context.Context) (err error) {
-	l, err := lab.Open()
+	s, err := lab.OpenSite()
 	if err != nil {
 		return err
 	}
-	s := &lab.Site{Lab: l}
 	defer func() { err = errors.Join(err, s.Remove()) }()
-	if s.Bin, err = daemon.Build(l.Dir); err != nil {
-		return err
-	}
 	r := &result{}
 	if c.Part != "all" {
 		lab.ReadResult(c.Out, "overhead.json", r)
@@ -86,7 +70,7 @@ func (c *cli) Run(ctx context.Context) (err error) {
 	r.Machine = lab.ThisMachine()
 	if c.Part != "scale" {
 		r.Cost = nil
-		if err := measureBPF(l, c.Seconds, c.Rounds, r); err != nil {
+		if err := measureBPF(s.Lab, c.Seconds, c.Rounds, r); err != nil {
 			return err
 		}
 		r.print()

@@ -11,16 +11,10 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
-	"os"
-	"os/signal"
 	"slices"
-	"syscall"
 
-	"github.com/alecthomas/kong"
 	"github.com/qos-agent/qos-agent/bench/lab"
 	"github.com/qos-agent/qos-agent/bench/load"
-	"github.com/qos-agent/qos-agent/test/daemon"
 	"github.com/qos-agent/qos-agent/test/work"
 )
 
@@ -45,28 +39,16 @@ func main() {
 	load.MaybeRun()
 	work.MaybeRun()
 	var c cli
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
-	defer stop()
-	kctx := kong.Parse(&c, kong.BindTo(ctx, (*context.Context)(nil)))
-	err := kctx.Run()
-	if errors.Is(err, context.Canceled) {
-		fmt.Fprintln(os.Stderr, "reaction: interrupted; everything is cleaned up")
-		os.Exit(130)
-	}
-	kctx.FatalIfErrorf(err)
+	lab.Main("reaction", &c)
 }
 
 // Run measures and writes the result.
 func (c *cli) Run(ctx context.Context) (err error) {
-	l, err := lab.Open()
+	s, err := lab.OpenSite()
 	if err != nil {
 		return err
 	}
-	s := &lab.Site{Lab: l}
 	defer func() { err = errors.Join(err, s.Remove()) }()
-	if s.Bin, err = daemon.Build(l.Dir); err != nil {
-		return err
-	}
 	r := result{Machine: lab.ThisMachine(), Bursts: c.Bursts, Situations: map[string]reactionRow{}, Protections: map[string]*surgeRow{}}
 	if c.Part != "situations" {
 		if err := c.surges(ctx, s, &r); err != nil {

@@ -9,16 +9,12 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
-
-	"github.com/alecthomas/kong"
 
 	"github.com/qos-agent/qos-agent/bench/lab"
 	"github.com/qos-agent/qos-agent/internal/client"
@@ -55,23 +51,16 @@ type result struct {
 func main() {
 	work.MaybeRun()
 	var c cli
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
-	defer stop()
-	kctx := kong.Parse(&c, kong.BindTo(ctx, (*context.Context)(nil)))
-	kctx.FatalIfErrorf(kctx.Run())
+	lab.Main("watched", &c)
 }
 
 // Run measures and writes the result.
 func (c *cli) Run(ctx context.Context) (err error) {
-	l, err := lab.Open()
+	s, err := lab.OpenSite()
 	if err != nil {
 		return err
 	}
-	s := &lab.Site{Lab: l}
 	defer func() { err = errors.Join(err, s.Remove()) }()
-	if s.Bin, err = daemon.Build(l.Dir); err != nil {
-		return err
-	}
 	o, err := s.Options("  mode: enforce\n")
 	if err != nil {
 		return err
