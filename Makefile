@@ -7,7 +7,7 @@ GOFLAGS_BUILD = -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 IMAGE_TAG ?= $(shell sed -n 's/^appVersion: *"\(.*\)"/\1/p' deploy/helm/qos-agent/Chart.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-unit test-kernel test-vm test-rig rig deps generate lint bench-load bench-quick bench-interference bench-knobs bench-overhead bench-reaction bench-tune bench-rdt bench-replay clean
+.PHONY: help build demo test test-unit test-kernel test-vm test-rig rig deps generate lint bench-load bench-quick bench-interference bench-knobs bench-overhead bench-reaction bench-tune bench-rdt bench-replay fuzz clean
 .PHONY: image e2e
 
 help: ## this list
@@ -87,6 +87,10 @@ bench-replay: ## bytes, cost and speed of recording and replay of 150 containers
 
 bench-rdt: ## cache and bandwidth in a closed loop, on the emulated machine with RDT (20 minutes)
 	go run ./bench/rdt
+
+fuzz: ## look for files that break the reader of recordings (FUZZTIME=150s for each of two ways)
+	go test ./internal/trace -run xxx -fuzz 'FuzzReader$$' -fuzztime $(or $(FUZZTIME),150s) -fuzzminimizetime 1s
+	go test ./internal/trace -run xxx -fuzz 'FuzzSteps$$' -fuzztime $(or $(FUZZTIME),150s) -fuzzminimizetime 1s
 
 bench-tune: ## record a bad policy beside nginx and xz, tune on the recordings, run both in turn (root, 5 minutes)
 	go run ./bench/tune

@@ -53,7 +53,7 @@ func (c *runCmd) holdOut(ctx context.Context, r *result) (err error) {
 		fmt.Println("hold-out error of the model: needs root: makes control groups and runs the daemon; holdout_error is left as it was")
 		return nil
 	}
-	s, err := scene.Open(ctx, 0.4)
+	s, err := scene.Open(ctx, 0.25)
 	if err != nil {
 		return err
 	}

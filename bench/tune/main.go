@@ -30,7 +30,7 @@ type cli struct {
 	Out     string        `default:"bench/results" help:"Directory for the result."`
 	Base    string        `default:"bench/tune/bad.yaml" help:"The bad policy."`
 	Space   string        `default:"bench/tune/space.yaml" help:"What is searched."`
-	Load    float64       `default:"0.4" help:"Load of nginx, as a part of what it carries alone. Less than half leaves it enough CPU time even beside neighbours of equal weight, so that only its waits differ."`
+	Load    float64       `default:"0.25" help:"Load of nginx, as a part of what it carries alone. Its load generator is on the machine too: this leaves both enough CPU time even beside neighbours of equal weight, so that waits differ and no queue grows without end."`
 	Record  int           `default:"4" help:"Recordings of the bad policy, each as long as a measured window and what comes before it, so that tune sees what is then measured."`
 	Windows int           `default:"5" help:"Measured windows of each policy."`
 	Window  time.Duration `default:"12s" help:"Length of each."`

@@ -2,7 +2,7 @@
 // from the files of groups, and the state of the node from procfs and sysfs.
 //
 // Reading everything of 150 containers at each tick would cost more than all the rest of the agent. So waits, which are mapped
-// memory, are read at each tick; CPU time at each tick where a quota can hurt an online container, else seldom; pressure and quotas seldom, and
+// memory, are read at each tick of online containers, and of others seldom; CPU time at each tick where a quota can hurt an online container, else seldom; pressure and quotas seldom, and
 // those of containers that are not online, about which nothing is decided by them, more seldom still, as is all memory, which is only shown. Seldom readings of different containers fall on different ticks, and every sample says when it was taken and what
 // time it covers.
 //
@@ -60,6 +60,7 @@ type Options struct {
 	PerfOfflineEvery time.Duration // hardware counters of all others; 200 ms
 	RDTEvery         time.Duration // resctrl's counters, of pods and of the machine; 200 ms
 	CPUEvery         time.Duration // CPU time of containers that no quota can hurt; 500 ms
+	WaitEvery        time.Duration // waits of containers that are not online; 500 ms
 	QuotaEvery       time.Duration // 1 s; of containers that are not online, 5 times that
 	MemoryEvery      time.Duration // 5 s
 	PSIEvery         time.Duration // of groups; 1 s; of containers that are not online, 5 times that
@@ -163,6 +164,7 @@ func New(o Options) (*Collector, error) {
 		partCPU: or(o.CPUEvery, 500*time.Millisecond), partQuota: or(o.QuotaEvery, time.Second),
 		partMemory: or(o.MemoryEvery, 5*time.Second), partPSI: or(o.PSIEvery, time.Second), partScan: or(o.ScanEvery, 5*time.Second),
 		partPerf: or(o.PerfOfflineEvery, 200*time.Millisecond), partRDT: or(o.RDTEvery, 200*time.Millisecond),
+		partWait: or(o.WaitEvery, 500*time.Millisecond),
 	}
 	if c.tracer != nil {
 		c.slots.init(c.tracer.MaxSlots())
@@ -232,8 +234,13 @@ func (c *Collector) Tick() *signal.Snapshot {
 		}
 	}
 	for i, ct := range c.list {
-		if ct.slot != 0 && now > ct.waitAt {
-			c.readWait(now, ct, f, &f.containers[i].Wait)
+		if ct.slot == 0 || now <= ct.waitAt {
+			continue
+		}
+		if w := &f.containers[i].Wait; ct.victim || ct.due.due(partWait, now, c.every[partWait], ct.phase) {
+			c.readWait(now, ct, f, w)
+		} else {
+			w.At = ct.waitAt // nothing new
 		}
 	}
 	c.reuseSlots(now)

@@ -16,6 +16,7 @@ const (
 	partScan
 	partPerf
 	partRDT
+	partWait
 	parts
 )
 

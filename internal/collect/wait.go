@@ -14,7 +14,7 @@ import (
 // pseudoCulprits is how many culprits are no container, CulpritUnknown to CulpritGone.
 const pseudoCulprits = -int(signal.CulpritGone)
 
-// readWait fills out with what a container has waited since the last tick.
+// readWait fills out with what a container has waited since it was last read.
 func (c *Collector) readWait(now time.Duration, ct *container, f *frame, out *signal.WaitSample) {
 	out.At, out.Span = now, now-ct.waitAt
 	ct.waitAt = now

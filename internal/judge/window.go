@@ -53,11 +53,8 @@ func p99(total uint64, top int, a, b *[histogram.Buckets]uint32) time.Duration {
 		if b != nil {
 			n += uint64(b[i])
 		}
-		if n == 0 {
-			continue
-		}
 		below -= n
-		if below >= rank {
+		if below >= rank { // also where n is 0
 			continue
 		}
 		lo := histogram.Lower(i)

@@ -115,7 +115,8 @@ type ContainerSample struct {
 	RDT    RDTSample
 }
 
-// WaitSample is the run-queue wait of a container's tasks since the last tick. On events it is empty.
+// WaitSample is the run-queue wait of a container's tasks since it was last read: of an online container at the last tick, of others some ticks
+// ago, as nothing is decided by theirs. Where nothing was read at this tick, At is when it was, and the rest is empty. On events all is.
 type WaitSample struct {
 	At        time.Duration // when read; 0: not measured (no eBPF, or no slot)
 	Span      time.Duration // the time that the counts below cover

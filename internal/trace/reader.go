@@ -782,20 +782,22 @@ func (r *Reader) readContainers(snap *signal.Snapshot) error {
 	r.isQuiet = false
 	r.buckets, r.blame = r.buckets[:0], r.blame[:0]
 	now := uint64(snap.Now)
-	for i := range r.containers {
+	masks := s.s[streamParts].Bytes(len(r.containers))
+	if len(masks) != len(r.containers) || len(r.base.waits) != len(masks) {
+		return wire.ErrShort
+	}
+	for i, mask := range masks {
 		c := &r.containers[i]
-		mask := s.s[streamParts].Byte()
-		w := &c.Wait
-		if w.At != 0 {
-			w.At, w.Span = snap.Now, snap.Elapsed
-		} else {
-			w.Span = 0
-		}
+		w, wb := &c.Wait, &r.base.waits[i]
 		w.Count, w.SumNS, w.Preempted, w.Buckets, w.Blame = 0, 0, 0, nil, nil
-		wb := &r.base.waits[i]
-		stream := rateOf(wb.rate)
 		if mask&1 == 0 {
-			wb.smooth(0)
+			if wb.old {
+				w.At, w.Span = wb.at, 0
+			} else {
+				w.At, w.Span = wb.foretold(snap.Now)
+				wb.at = w.At
+				wb.smooth(0)
+			}
 		}
 		if mask == 0 {
 			continue
@@ -815,7 +817,7 @@ func (r *Reader) readContainers(snap *signal.Snapshot) error {
 			}
 		}
 		if mask&1 != 0 {
-			if err := r.readWait(w, wb, stream); err != nil {
+			if err := r.readWait(w, wb, snap.Now); err != nil {
 				return err
 			}
 		}
@@ -823,17 +825,24 @@ func (r *Reader) readContainers(snap *signal.Snapshot) error {
 	return nil
 }
 
-// readWait reads a sample, of whose histogram the buckets are in a stream of those.
-func (r *Reader) readWait(w *signal.WaitSample, b *waitBase, stream int) error {
+// readWait reads a sample that is not as foretold.
+func (r *Reader) readWait(w *signal.WaitSample, b *waitBase, now time.Duration) error {
 	s := &r.s
 	flags := s.s[streamWait].Byte()
 	if flags >= waitFlags {
 		return fmt.Errorf("flags %#x of a wait are not known", flags)
 	}
+	if flags&waitOld != 0 {
+		w.At, w.Span, b.old = b.at, 0, true
+		return nil
+	}
+	stream := rateOf(b.rate)
+	w.At, w.Span = b.foretold(now)
 	if flags&waitTimes != 0 {
 		w.At += time.Duration(s.signed(streamValueSize))
 		w.Span += time.Duration(s.signed(streamValueSize))
 	}
+	b.at, b.old = w.At, false
 	more := int64(0)
 	if flags&waitCount != 0 {
 		more = s.signed(streamValueSize)

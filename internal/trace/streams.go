@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"math/bits"
+	"time"
 	"unsafe"
 
 	"github.com/klauspost/compress/huff0"
@@ -54,10 +55,18 @@ func StreamName(i int) string { return streamNames[min(i, streamBuckets)] }
 // rateOf is the stream of the buckets of a container that was dispatched that often.
 func rateOf(rate uint64) int { return min(max(bits.Len64(rate/rateUnit)-1, 0), numRates-1) }
 
-// rateUnit is one dispatch a tick.
+// rateUnit is one dispatch a reading.
 const rateUnit = 16
 
-// smooth takes the dispatches of a tick in.
+// foretold is when a new sample is read, and what it covers.
+func (b *waitBase) foretold(now time.Duration) (at, span time.Duration) {
+	if b.at == 0 {
+		return 0, 0
+	}
+	return now, now - b.at
+}
+
+// smooth takes the dispatches of a reading in.
 func (b *waitBase) smooth(dispatches uint64) {
 	b.rate += uint64((int64(min(dispatches, 1<<20)*rateUnit) - int64(b.rate)) / 4)
 }
@@ -206,31 +215,47 @@ var errSize = errors.New("a number of an impossible size")
 // number reads what streams.number has written.
 func (s *source) number(stream int) uint64 {
 	c := sizeCodes[s.s[stream].Byte()]
+	var v uint64
+	if n, pos := uint(c.bits), s.pos; n <= atOnce && n <= s.end-pos { // most are
+		s.pos = pos + n
+		v = s.load(pos) & (1<<(n&63) - 1)
+	} else {
+		v = s.raw(n)
+	}
 	if c.scale == 0 {
 		s.s[stream].Fail(errSize)
 	}
-	return (s.raw(uint(c.bits)) | uint64(c.one)<<(c.bits&63)) * uint64(c.scale)
+	return (v | uint64(c.one)<<(c.bits&63)) * uint64(c.scale)
 }
 
 // signed reads what streams.signed has written.
 func (s *source) signed(stream int) int64 {
 	c := sizeCodes[s.s[stream].Byte()]
-	if c.one == 0 {
+	n, pos := uint(c.bits), s.pos
+	var v, sign uint64
+	switch {
+	case c.one == 0:
 		if c.scale == 0 {
 			s.s[stream].Fail(errSize)
 		}
 		return 0
-	}
-	n := uint(c.bits)
-	var v, sign uint64
-	if n < 56 { // the number and its sign at once
-		v = s.raw(n + 1)
-		v, sign = v&(1<<n-1), v>>n
-	} else {
+	case n < atOnce && n < s.end-pos: // the number and its sign
+		s.pos = pos + n + 1
+		v = s.load(pos)
+		v, sign = v&(1<<(n&63)-1), v>>(n&63)&1
+	default:
 		v, sign = s.raw(n), s.raw(1)
 	}
 	v = (v | 1<<(n&63)) * uint64(c.scale)
 	return int64(v ^ -sign + sign)
+}
+
+// atOnce is how many bits load has at least.
+const atOnce = 57
+
+// load is the bits from pos on, which must not be beyond the end: there is padding behind it.
+func (s *source) load(pos uint) uint64 {
+	return binary.LittleEndian.Uint64((*[8]byte)(unsafe.Add(s.bits, pos>>3))[:]) >> (pos & 7)
 }
 
 // raw reads n bits, at most 63.
@@ -241,11 +266,9 @@ func (s *source) raw(n uint) uint64 {
 		return 0
 	}
 	s.pos = pos + n
-	// Up to nine bytes from a place that is before the end: there is padding behind it.
-	at, shift := unsafe.Add(s.bits, pos>>3), pos&7
-	v := binary.LittleEndian.Uint64((*[8]byte)(at)[:]) >> shift
-	if n+shift > 64 {
-		v |= uint64(*(*byte)(unsafe.Add(at, 8))) << (64 - shift)
+	v := s.load(pos)
+	if shift := pos & 7; n+shift > 64 {
+		v |= uint64(*(*byte)(unsafe.Add(s.bits, pos>>3+8))) << (64 - shift)
 	}
 	return v & (1<<(n&63) - 1)
 }

@@ -77,9 +77,10 @@ type base struct {
 
 // waitBase is what the next wait of a container is written, or read, by.
 type waitBase struct {
-	measured bool   // there was a sample
-	rate     uint64 // dispatches a tick, smoothed, times rateUnit
-	shape           // of the last histogram
+	at    time.Duration // of the last sample; 0: there was none
+	old   bool          // it was not new
+	rate  uint64        // dispatches a reading, smoothed, times rateUnit
+	shape               // of the last histogram
 }
 
 // shape is how many buckets a histogram has, and the first.
@@ -123,6 +124,7 @@ const (
 	waitBuckets
 	waitBlame
 	waitSum
+	waitOld // nothing was read: only At, as it was
 	waitFlags
 )
 
@@ -551,8 +553,10 @@ func (w *Writer) isQuiet(snap *signal.Snapshot) bool {
 	return true
 }
 
-func isZeroWait(s *signal.WaitSample) bool {
-	return s.At == 0 && s.Span == 0 && s.Count == 0 && s.SumNS == 0 && s.Preempted == 0 && len(s.Buckets) == 0 && len(s.Blame) == 0
+func isZeroWait(s *signal.WaitSample) bool { return s.At == 0 && isEmptyWait(s) }
+
+func isEmptyWait(s *signal.WaitSample) bool {
+	return s.Span == 0 && s.Count == 0 && s.SumNS == 0 && s.Preempted == 0 && len(s.Buckets) == 0 && len(s.Blame) == 0
 }
 
 // containers writes a tick's containers: for each a byte that says whether its waits and which parts of it are not as foretold, and these.
@@ -578,15 +582,20 @@ func (w *Writer) containers(snap *signal.Snapshot) error {
 	return nil
 }
 
-// wait writes a sample of waits, if it is not as foretold: empty, of now, and of the time since the last tick; or nothing at all if there was
-// none before.
+// wait writes a sample of waits, if it is not as foretold. What is foretold is that a reading is as new as the one before: nothing new, or empty, of
+// now, and of the time since that; or nothing at all if there was none before.
 func (w *Writer) wait(snap *signal.Snapshot, s *signal.WaitSample, b *waitBase) (bool, error) {
-	var at, span time.Duration
-	if b.measured {
-		at, span = snap.Now, snap.Elapsed
+	if b.at != 0 && s.At == b.at && isEmptyWait(s) {
+		if b.old {
+			return false, nil
+		}
+		b.old = true
+		w.s.b[streamWait] = append(w.s.b[streamWait], waitOld)
+		return true, nil
 	}
-	stream := rateOf(b.rate)
-	b.measured = s.At != 0
+	at, span := b.foretold(snap.Now)
+	was, stream := b.old, rateOf(b.rate)
+	b.at, b.old = s.At, false
 	b.smooth(s.Count)
 	var flags byte
 	if s.At != at || s.Span != span {
@@ -612,7 +621,7 @@ func (w *Writer) wait(snap *signal.Snapshot, s *signal.WaitSample, b *waitBase) 
 	if len(s.Blame) > 0 {
 		flags |= waitBlame
 	}
-	if flags == 0 {
+	if flags == 0 && !was {
 		return false, nil
 	}
 	w.s.b[streamWait] = append(w.s.b[streamWait], flags)

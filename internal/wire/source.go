@@ -51,11 +51,9 @@ func (s *Source) Byte() byte {
 
 // Uvarint reads an unsigned number.
 func (s *Source) Uvarint() uint64 {
-	if s.pos < len(s.data) {
-		if b := s.data[s.pos]; b < 0x80 { // most are
-			s.pos++
-			return uint64(b)
-		}
+	if i := s.pos; i < len(s.data) && s.data[i] < 0x80 { // most are
+		s.pos = i + 1
+		return uint64(s.data[i])
 	}
 	return s.longUvarint()
 }

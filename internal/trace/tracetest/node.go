@@ -197,12 +197,23 @@ func (n *Node) measure(i int, waits bool) {
 	c := &s.Containers[i]
 	online := s.Pods[i].QoS != signal.QoSBestEffort
 	buckets, blame := c.Wait.Buckets[:0], c.Wait.Blame[:0]
-	c.Wait = signal.WaitSample{}
-	if waits {
-		c.Wait = signal.WaitSample{At: s.Now, Span: s.Elapsed}
-		n.wait(i, online, &c.Wait, buckets, blame)
-	}
 	due := func(every int) bool { return (n.ticks+i)%every == 0 }
+	was := c.Wait.At
+	c.Wait = signal.WaitSample{}
+	switch {
+	case !waits:
+	case online:
+		c.Wait = signal.WaitSample{At: s.Now, Span: s.Elapsed}
+		n.wait(i, 1, online, &c.Wait, buckets, blame)
+	case due(5) || was == 0: // as the collector does with those by whose waits nothing is decided
+		c.Wait = signal.WaitSample{At: s.Now, Span: s.Now - was}
+		if was == 0 {
+			c.Wait.Span = s.Elapsed
+		}
+		n.wait(i, max(1, int(c.Wait.Span/n.o.Interval)), online, &c.Wait, buckets, blame)
+	default:
+		c.Wait.At = was
+	}
 	used := uint64(n.rate[i]*100*(0.8+0.4*n.rng.Float64())) * 1000
 	if due(5) {
 		span := s.Now - c.CPU.At
@@ -232,16 +243,16 @@ func (n *Node) measure(i int, waits bool) {
 	}
 }
 
-// wait makes up the waits of a tick: as many as the container runs often, mostly of microseconds, with a tail.
-func (n *Node) wait(i int, online bool, w *signal.WaitSample, buckets []signal.Bucket, blame []signal.Blame) {
-	count := n.poisson(n.rate[i])
+// wait makes up the waits of so many ticks: as many as the container runs often, mostly of microseconds, with a tail.
+func (n *Node) wait(i, ticks int, online bool, w *signal.WaitSample, buckets []signal.Bucket, blame []signal.Blame) {
+	count := n.poisson(n.rate[i] * float64(ticks))
 	if count == 0 {
 		return
 	}
 	median := n.median[i]
 	hurt := n.bully >= 0 && slices.Contains(n.victims, i)
 	long := uint64(0)
-	const sampled = 48
+	sampled := 48 * ticks
 	each := uint64(1)
 	if count > sampled {
 		each = uint64(count / sampled)
