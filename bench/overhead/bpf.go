@@ -374,7 +374,7 @@ func startTool(t tool) (*exec.Cmd, error) {
 	if err != nil {
 		return nil, err
 	}
-	before, err := countPrograms()
+	before, err := settledPrograms()
 	if err != nil {
 		return nil, err
 	}
@@ -425,6 +425,21 @@ func bpftrace(script string) (*exec.Cmd, error) {
 func ended(pid int) bool {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	return err != nil || bytes.Contains(text, []byte(") Z "))
+}
+
+// settledPrograms counts the programs once those of a tool that has just ended are gone, which takes the kernel a moment.
+func settledPrograms() (n int, err error) {
+	for i, last, same := 0, -1, 0; same < 5 && i < 50; i++ {
+		if n, err = countPrograms(); err != nil {
+			return n, err
+		}
+		if n != last {
+			last, same = n, 0
+		}
+		same++
+		time.Sleep(100 * time.Millisecond)
+	}
+	return n, nil
 }
 
 func countPrograms() (n int, err error) {
