@@ -1,10 +1,11 @@
 // Package collect turns what the kernel shows into snapshots: run-queue waits and blame from package ebpf, CPU, memory and pressure
 // from the files of groups, and the state of the node from procfs and sysfs.
 //
-// Reading everything of 150 containers at each tick would cost more than all the rest of the agent. So waits, which are mapped
-// memory, are read at each tick of online containers, and of others seldom; CPU time at each tick where a quota can hurt an online container, else seldom; pressure and quotas seldom, and
-// those of containers that are not online, about which nothing is decided by them, more seldom still, as is all memory, which is only shown. Seldom readings of different containers fall on different ticks, and every sample says when it was taken and what
-// time it covers.
+// Reading everything of 150 containers at each tick would cost more than all the rest of the agent. So waits, which are mapped memory, are read
+// at each tick of online containers, and of others seldom; CPU time at each tick where a quota can hurt an online container, else seldom;
+// pressure and quotas seldom, and those of containers that are not online, about which nothing is decided by them, more seldom still, as is
+// all memory, which is only shown. Seldom readings of different containers fall on different ticks, and every sample says when it was taken
+// and what time it covers.
 //
 // What is kept per container lasts as long as the container is listed. Files are kept open, and once the pods have settled a tick
 // allocates nothing.
