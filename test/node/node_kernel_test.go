@@ -17,7 +17,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/qos-agent/qos-agent/internal/control"
 	"github.com/qos-agent/qos-agent/internal/server"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
@@ -141,7 +140,7 @@ func (f *fixture) snapshot() map[string]string {
 // asBefore checks that every settings file reads what it read before the agent came.
 func (f *fixture) asBefore(when string) {
 	f.t.Helper()
-	if diff := cmp.Diff(f.before, f.snapshot()); diff != "" {
+	if diff := groups.Changed(f.before, f.snapshot()); diff != "" {
 		f.t.Errorf("%s, settings differ (- before, + now):\n%s", when, diff)
 	}
 }
