@@ -112,7 +112,7 @@
         return drawn(b.cause, causes[k], ms, { width: 1, fill: style(causes[k]) + "66", points: { show: false }, value: function (u, v, s, i) { return i == null ? "" : ms(own[k][i]); } });
       });
       var bands = own.slice(1).map(function (v, k) { return { series: [k + 2, k + 1] }; }); // each is filled down to the one below it
-      return { rows: rows, series: series, opts: { bands: bands, scales: { y: { range: fromZero(1) } }, axes: axes(null, 44), hooks: {} } };
+      return { rows: rows, series: series, opts: { bands: bands, scales: { y: { range: fromZero(1) } }, axes: axes(null), hooks: {} } };
     }
   };
   kinds.memory = kinds.io = kinds.stall;
