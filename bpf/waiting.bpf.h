@@ -192,13 +192,13 @@ static int qos_watch_look(__unused void *map, __unused u32 *key, struct qos_watc
 	}
 	all->next = cpu;
 	if (all->n) {
-		struct qos_waiting *w = &all->at[0];
+		struct qos_waiting *first = &all->at[0];
 		struct qos_event e = {
 			.at = at,
-			.wait = w->now - w->queued,
-			.victim = w->slot,
-			.pid = w->pid,
-			.cpu = w->cpu,
+			.wait = first->now - first->queued,
+			.victim = first->slot,
+			.pid = first->pid,
+			.cpu = first->cpu,
 			.kind = QOS_EVENT_GOES_ON,
 		};
 		qos_tell(&e); // if there is no room, user space has enough to do

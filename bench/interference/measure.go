@@ -89,7 +89,7 @@ type rig struct {
 	cpus      int
 	phases    int // so far
 	speed     *speed
-	stalls    *lab.Stalls
+	stalls    *stalls
 	failures  int // phases
 }
 
@@ -106,7 +106,7 @@ func newRig(ctx context.Context, o options, bin string) (_ *rig, err error) {
 	if r.speed, err = newSpeed(r.cpus); err != nil {
 		return r, err
 	}
-	r.stalls = lab.NewStalls(r.cpus)
+	r.stalls = newStalls(r.cpus)
 	if r.materials, err = prepare(r.Dir, r.Disk); err != nil {
 		return r, err
 	}
@@ -310,7 +310,7 @@ func (r *rig) window(ctx context.Context, s *online.Service, group string, g *gu
 	if _, err := s.Client.Collect(); err != nil {
 		return w, err
 	}
-	r.stalls.Reset()
+	r.stalls.reset()
 	ownBefore := helpers(own...)
 	before, err := readUsage(r.Lab, s.Group, group)
 	if err != nil {
@@ -328,7 +328,7 @@ func (r *rig) window(ctx context.Context, s *online.Service, group string, g *gu
 	if err != nil {
 		return w, err
 	}
-	stall := r.stalls.Total()
+	stall := r.stalls.total()
 	slow = max(slow, r.speed.look())
 	d := after.at.Sub(before.at).Seconds()
 	w = window{
@@ -339,7 +339,7 @@ func (r *rig) window(ctx context.Context, s *online.Service, group string, g *gu
 		Steal:   stolen(before, after, r.cpus), Foreign: foreign(before, after, ownTime, r.cpus),
 		Slow: slow, Stall: stall.Seconds() * 1e3,
 	}
-	w.Noisy = w.Steal > stealMax || w.Foreign > foreignMax || w.Slow > slowMax || stall > lab.StallMax
+	w.Noisy = w.Steal > stealMax || w.Foreign > foreignMax || w.Slow > slowMax || stall > stallMax
 	// Requests that are not answered yet took at least so long.
 	open, least := float64(m.Unfinished+m.Errors)/float64(max(1, m.Offered)), online.Patience.Seconds()*1e6
 	for share, q := range map[float64]*float64{0.5: &w.P50, 0.01: &w.P99, 0.001: &w.P999} {

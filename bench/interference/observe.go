@@ -105,7 +105,7 @@ func (u usage) since(before usage) (pods, system float64) {
 // The noise rule, fixed before anything was measured: a window is thrown away if the hypervisor took more than stealMax of the
 // machine's CPU time, or if programs that have nothing to do with the bench used more than foreignMax of it in user mode (kernel
 // threads work for the offline work, so time in the kernel cannot be held against anybody), or if a fixed piece of arithmetic took
-// slowMax times what it takes at best, or if all CPUs were away at once for longer than lab.StallMax, since not every hypervisor says what it
+// slowMax times what it takes at best, or if all CPUs were away at once for longer than stallMax, since not every hypervisor says what it
 // takes. A pair is too noisy to tell when fewer than
 // half of its windows are left, and a run when fewer than four in five are.
 const (

@@ -123,7 +123,7 @@ func gather(o options, phases []*phase, capacity map[string]float64, seconds flo
 			r.Windows++
 			if w.Noisy {
 				r.Thrown++
-				if w.Stall > lab.StallMax.Seconds()*1e3 {
+				if w.Stall > stallMax.Seconds()*1e3 {
 					r.Stalled++
 				}
 				thrown[k]++

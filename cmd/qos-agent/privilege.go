@@ -5,12 +5,12 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/qos-agent/qos-agent/internal/capability"
+	"github.com/qos-agent/qos-agent/internal/pods"
 	"github.com/qos-agent/qos-agent/internal/privilege"
 	"github.com/qos-agent/qos-agent/pkg/ebpf"
 )
@@ -68,7 +68,10 @@ func (c *runCmd) checkFiles() error {
 	}
 	if c.Pods == "cri" {
 		for _, endpoint := range c.endpoints() {
-			socket := strings.TrimPrefix(strings.TrimPrefix(endpoint, "unix:"), "//")
+			socket, err := pods.Socket(endpoint)
+			if err != nil {
+				return err
+			}
 			if err := unix.Faccessat(unix.AT_FDCWD, socket, write, unix.AT_EACCESS); errors.Is(err, fs.ErrPermission) {
 				return fmt.Errorf("%s: %w", socket, err)
 			}

@@ -266,12 +266,20 @@ func (l *loop) onEvents() {
 	}
 }
 
+// lookPeriod is the time between two looks at who is waiting; 0: nobody looks.
+func (l *loop) lookPeriod() time.Duration {
+	if l.bound == 0 {
+		return 0
+	}
+	return max(lookEvery, l.bound)
+}
+
 // nextLook is how long the loop may sleep until it has to look who is waiting; 0: for ever.
 func (l *loop) nextLook() time.Duration {
 	if l.bound == 0 || l.watched {
 		return 0
 	}
-	return max(time.Millisecond, l.looked+max(lookEvery, l.bound)-l.o.Clock.Now())
+	return max(time.Millisecond, l.looked+l.lookPeriod()-l.o.Clock.Now())
 }
 
 // dueToLook tells whether it is time to look who is waiting.
@@ -282,7 +290,7 @@ func (l *loop) dueToLook() bool {
 	case l.watched:
 		return l.told
 	}
-	return l.o.Clock.Now()-l.looked >= max(lookEvery, l.bound)-time.Millisecond
+	return l.o.Clock.Now()-l.looked >= l.lookPeriod()-time.Millisecond
 }
 
 // look takes a step for long waits that have not ended.
@@ -355,12 +363,8 @@ func (l *loop) setBounds(o policy.Objectives, class []policy.Class) {
 	if slices.Contains(class, policy.Online) && slices.Contains(class, policy.Offline) {
 		l.bound = o.CPUWaitEvent.D()
 	}
-	every := time.Duration(0)
-	if l.bound > 0 {
-		every = max(lookEvery, l.bound)
-	}
 	var err error
-	if l.watched, err = l.o.Tracer.Watch(every); err != nil {
+	if l.watched, err = l.o.Tracer.Watch(l.lookPeriod()); err != nil {
 		l.complain("the agent looks itself who waits, which costs it more", err)
 	}
 }

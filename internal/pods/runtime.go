@@ -133,8 +133,17 @@ func (e *runtimeError) Unwrap() []error { return e.errs }
 
 const unixScheme = "unix://"
 
-// parseEndpoint makes "unix:///path" of "unix:///path", "unix:/path" or "/path".
+// parseEndpoint makes "unix:///path" of what Socket takes.
 func parseEndpoint(endpoint string) (string, error) {
+	file, err := Socket(endpoint)
+	if err != nil {
+		return "", err
+	}
+	return unixScheme + file, nil
+}
+
+// Socket is the path of a CRI endpoint: of "unix:///path", "unix:/path" or "/path".
+func Socket(endpoint string) (string, error) {
 	file := strings.TrimPrefix(strings.TrimPrefix(endpoint, "unix:"), "//")
 	if !path.IsAbs(file) || strings.ContainsRune(file, 0) {
 		return "", fmt.Errorf("CRI endpoint %q: must be a unix socket: unix:///run/containerd/containerd.sock", endpoint)
@@ -142,7 +151,7 @@ func parseEndpoint(endpoint string) (string, error) {
 	if len(file) > len(syscall.RawSockaddrUnix{}.Path)-1 {
 		return "", fmt.Errorf("CRI endpoint %q: longer than the %d bytes that a unix socket's path may have", endpoint, len(syscall.RawSockaddrUnix{}.Path)-1)
 	}
-	return unixScheme + path.Clean(file), nil
+	return path.Clean(file), nil
 }
 
 // Probe asks the runtime at endpoint who it is ("containerd 1.6.20") and whether it lists pods, with a time-out for each of the two. The

@@ -393,6 +393,12 @@ func (t *Tracer) EventFD() int { return t.coll.Maps[runqueueMapQosEvents].FD() }
 // eventBytes is the size of struct qos_event.
 const eventBytes = 48
 
+// What an event is: QOS_EVENT_OFTEN and QOS_EVENT_GOES_ON.
+const (
+	eventOften  = 1
+	eventGoesOn = 2
+)
+
 // ReadEvent takes the next event, if there is one. It does not block and does not allocate.
 func (t *Tracer) ReadEvent(into *Event) (bool, error) {
 	t.mu.Lock()
@@ -413,6 +419,7 @@ func (t *Tracer) ReadEvent(into *Event) (bool, error) {
 		return false, fmt.Errorf("read event: %d bytes, want %d", len(b), eventBytes)
 	}
 	le := binary.LittleEndian
+	kind := le.Uint32(b[40:])
 	*into = Event{
 		At:      time.Duration(le.Uint64(b[0:])),
 		WaitNS:  le.Uint64(b[8:]),
@@ -421,8 +428,8 @@ func (t *Tracer) ReadEvent(into *Event) (bool, error) {
 		Culprit: Slot(le.Uint32(b[28:])),
 		PID:     int32(le.Uint32(b[32:])),
 		CPU:     int32(le.Uint32(b[36:])),
-		Often:   le.Uint32(b[40:]) == 1,
-		GoesOn:  le.Uint32(b[40:]) == 2,
+		Often:   kind == eventOften,
+		GoesOn:  kind == eventGoesOn,
 	}
 	return true, nil
 }

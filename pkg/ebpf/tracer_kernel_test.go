@@ -380,17 +380,25 @@ func TestOftenIsAnEventToo(t *testing.T) {
 	}
 }
 
+// starve has a victim's process wait for most of the time: it shares the last CPU with one of another group that weighs ten thousand times as
+// much.
+func (r *rig) starve() (victim, other *group, p *work.Process) {
+	r.Helper()
+	victim, other = r.group("victim", true), r.group("other", false)
+	for g, weight := range map[*group]int{victim: 1, other: 10000} {
+		if err := r.tree.SetWeight(g.path, weight); err != nil {
+			r.Fatal(err)
+		}
+	}
+	p = victim.run(work.Spin.On(lastCPU()))
+	other.run(work.Spin.On(lastCPU()))
+	return victim, other, p
+}
+
 // A wait that goes on is seen before it ends, with what it is made of so far.
 func TestWaitsThatGoOnAreSeen(t *testing.T) {
 	r := newRig(t, Options{})
-	victim, other := r.group("victim", true), r.group("other", false)
-	for g, weight := range map[*group]int{victim: 1, other: 10000} {
-		if err := r.tree.SetWeight(g.path, weight); err != nil {
-			t.Fatal(err)
-		}
-	}
-	p := victim.run(work.Spin.On(lastCPU()))
-	other.run(work.Spin.On(lastCPU()))
+	victim, other, p := r.starve()
 	var found []Event
 	r.until("a wait of 20 ms that goes on", func() bool {
 		var err error
@@ -430,14 +438,7 @@ func TestTheKernelTellsOfWaitsThatGoOn(t *testing.T) {
 	if !can {
 		t.Skip("needs bpf timers: the kernel refuses them")
 	}
-	victim, other := r.group("victim", true), r.group("other", false)
-	for g, weight := range map[*group]int{victim: 1, other: 10000} {
-		if err := r.tree.SetWeight(g.path, weight); err != nil {
-			t.Fatal(err)
-		}
-	}
-	p := victim.run(work.Spin.On(lastCPU()))
-	other.run(work.Spin.On(lastCPU()))
+	victim, _, p := r.starve()
 	told := func() (e Event, ok bool) {
 		for {
 			more, err := r.ReadEvent(&e)

@@ -1,4 +1,4 @@
-package lab
+package main
 
 import (
 	"runtime"
@@ -9,34 +9,33 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Stalls finds moments in which no CPU of the machine ran anything. A real-time thread on each CPU wakes up every millisecond; one that is
+// stalls finds moments in which no CPU of the machine ran anything. A real-time thread on each CPU wakes up every millisecond; one that is
 // late had to wait for the kernel, perhaps in a section that offline work has led it into. When all of them are late at the same moment,
 // nothing in this machine can have been the cause: a hypervisor took all CPUs away, whether it reports that or not.
-type Stalls struct {
+type stalls struct {
 	mu    sync.Mutex
 	byCPU [][]stallOf // late wake-ups of each CPU's thread since the last reset
 }
 
 type stallOf struct{ from, to int64 } // CLOCK_MONOTONIC, ns
 
-// StallMax is for how long all CPUs may be away within a window that counts.
-const StallMax = 500 * time.Microsecond
-
 const (
 	wakeEvery = time.Millisecond
-	stallMin  = 400 * time.Microsecond // by which a wake-up must be late to count
+	// stallMin is what a wake-up must be late to count, and stallMax for how long all CPUs may be away within a window.
+	stallMin = 400 * time.Microsecond
+	stallMax = 500 * time.Microsecond
 )
 
-// NewStalls starts the threads, which never end: processes that were started from one would be killed with it.
-func NewStalls(cpus int) *Stalls {
-	s := &Stalls{byCPU: make([][]stallOf, cpus)}
+// newStalls starts the threads, which never end: processes that were started from one would be killed with it.
+func newStalls(cpus int) *stalls {
+	s := &stalls{byCPU: make([][]stallOf, cpus)}
 	for cpu := range cpus {
 		go s.watch(cpu)
 	}
 	return s
 }
 
-func (s *Stalls) watch(cpu int) {
+func (s *stalls) watch(cpu int) {
 	runtime.LockOSThread()
 	var set unix.CPUSet
 	set.Set(cpu)
@@ -56,8 +55,8 @@ func (s *Stalls) watch(cpu int) {
 	}
 }
 
-// Reset begins a window.
-func (s *Stalls) Reset() {
+// reset begins a window.
+func (s *stalls) reset() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i := range s.byCPU {
@@ -65,8 +64,8 @@ func (s *Stalls) Reset() {
 	}
 }
 
-// Total is for how long all CPUs were away at once since the reset.
-func (s *Stalls) Total() time.Duration {
+// total is for how long all CPUs were away at once since the reset.
+func (s *stalls) total() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return overlap(s.byCPU)
