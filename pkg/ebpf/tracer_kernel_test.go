@@ -139,7 +139,7 @@ func TestBlameFollowsWeights(t *testing.T) {
 		g.waited(100 * time.Millisecond) // they have all started
 	}
 	b0, h0, l0 := victim.blame(), cpuTime(t, h), cpuTime(t, l)
-	victim.waited(time.Duration(victim.wait().SumNS) + 3*time.Second)
+	victim.waitedAnother(3 * time.Second)
 	b1, h1, l1 := victim.blame(), cpuTime(t, h), cpuTime(t, l)
 	t.Log(victim.describe())
 
@@ -325,7 +325,7 @@ func TestEventNamesVictimAndCulprit(t *testing.T) {
 		var e Event
 		ok, _ = r.ReadEvent(&e)
 	}
-	victim.waited(time.Duration(victim.wait().SumNS) + 100*time.Millisecond)
+	victim.waitedAnother(100 * time.Millisecond)
 	var e Event
 	if ok, _ := r.ReadEvent(&e); ok {
 		t.Errorf("event %+v though events are off", e)
@@ -675,10 +675,8 @@ func TestResetForgets(t *testing.T) {
 	reused := &group{rig: r, path: r.mkdir("c"), slot: a.slot}
 	r.track(reused.path, reused.slot, true)
 	p := reused.run(work.Spin.On(lastCPU()))
-	reused.waited(200 * time.Millisecond)
-	if s := reused.share(b.slot); s == 0 {
-		t.Error("the new owner of the slot blames nobody")
-	}
+	// Its first waits may all be those of its start, on another CPU.
+	r.until("the new owner of the slot blames who is beside it", func() bool { return reused.share(b.slot) > 0 })
 	p.Stop()
 	reused.checkSums()
 }
