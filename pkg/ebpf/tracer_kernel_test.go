@@ -632,14 +632,13 @@ func TestNestedGroupsShareASlot(t *testing.T) {
 		r.run(inner, work.Spin.On(lastCPU()))
 	}
 	other.run(work.Spin.On(lastCPU()))
-	victim.waited(time.Second)
+	before := victim.blame() // until now the two had the CPU to themselves
+	victim.waitedAnother(time.Second)
 	t.Log(victim.describe())
-	own, culprit := victim.share(victim.slot), victim.share(other.slot)
-	if own < 0.1*(own+culprit) {
-		t.Errorf("own share is %.0f%%, though the victim's two groups compete", 100*own)
-	}
-	if culprit < 0.1*(own+culprit) {
-		t.Errorf("the other has %.0f%%", 100*culprit)
+	after := victim.blame()
+	own, culprit := after[victim.slot]-before[victim.slot], after[other.slot]-before[other.slot]
+	if both := own + culprit; 10*own < both || 10*culprit < both {
+		t.Errorf("of %v, its own two groups have %v, and the other %v", time.Duration(both), time.Duration(own), time.Duration(culprit))
 	}
 }
 
