@@ -418,9 +418,9 @@ func TestUnmet(t *testing.T) {
 	want("")
 	refuse = "schemata"
 	b.apply(limited(hog, 1, 0), calm)
-	want("schemata: input/output error")
+	want("input/output error")
 	b.apply(limited(hog, 1, 0), calm)
-	want("schemata: input/output error")
+	want("input/output error")
 	refuse = ""
 	b.now = b.now.Add(2 * time.Second)
 	b.apply(limited(hog, 1, 0), calm)
