@@ -35,6 +35,9 @@ func (s *Source) Fail(err error) {
 // Left is how many bytes have not been read.
 func (s *Source) Left() int { return len(s.data) - s.pos }
 
+// Rest is what has not been read.
+func (s *Source) Rest() []byte { return s.data[s.pos:] }
+
 // Pos is how many bytes have been read.
 func (s *Source) Pos() int { return s.pos }
 
@@ -51,9 +54,11 @@ func (s *Source) Byte() byte {
 
 // Uvarint reads an unsigned number.
 func (s *Source) Uvarint() uint64 {
-	if i := s.pos; i < len(s.data) && s.data[i] < 0x80 { // most are
-		s.pos = i + 1
-		return uint64(s.data[i])
+	if s.pos < len(s.data) { // this much is inlined
+		if b := s.data[s.pos]; b < 0x80 { // most are
+			s.pos++
+			return uint64(b)
+		}
 	}
 	return s.longUvarint()
 }
