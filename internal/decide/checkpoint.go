@@ -19,7 +19,7 @@ const maxState = 256 << 20
 // The layout is long, and asked for with every file of a recording.
 var (
 	stateLayout  = sync.OnceValue(stateType.Schema)
-	stateDecoder = sync.OnceValues(func() (*wire.Decoder, error) { return stateType.Bind(stateLayout()) })
+	stateDecoder = sync.OnceValue(stateType.Decoder)
 )
 
 // StateLayout says what a checkpoint looks like. It changes with whatever State is made of.
@@ -39,7 +39,7 @@ func Restorable(layout string) bool {
 
 func bind(layout string) (*wire.Decoder, error) {
 	if layout == StateLayout() {
-		return stateDecoder()
+		return stateDecoder(), nil
 	}
 	d, err := stateType.Bind(layout)
 	if err != nil || len(d.Missing)+len(d.Dropped) > 0 {

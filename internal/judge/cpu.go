@@ -21,7 +21,7 @@ type waits struct {
 // blamed is another pod's part of the waits.
 type blamed struct {
 	id  uint32
-	pod int // index into Pods; -1: the pod is gone
+	pod int32 // index into Pods; -1: the pod is gone
 	ns  pair
 }
 
@@ -32,7 +32,7 @@ func (w *waits) follow(podAt map[uint32]int) {
 		if !ok {
 			at = -1
 		}
-		w.pods[i].pod = at
+		w.pods[i].pod = int32(at)
 	}
 	w.at = w.at[:0]
 }
@@ -93,7 +93,7 @@ func (w *waits) entry(v *View, pod int) *blamed {
 		}
 	}
 	if w.at[pod] == 0 {
-		w.pods = append(w.pods, blamed{id: v.PodID[pod], pod: pod})
+		w.pods = append(w.pods, blamed{id: v.PodID[pod], pod: int32(pod)})
 		w.at[pod] = int32(len(w.pods))
 	}
 	return &w.pods[w.at[pod]-1]
@@ -179,7 +179,7 @@ func (s *State) attribute(v *View, w *waits, vd *Verdict) {
 	from := len(s.shares)
 	for _, b := range w.pods {
 		if b.pod >= 0 && b.ns[0] > 0 {
-			s.shares = append(s.shares, Share{Pod: b.pod, Class: v.Class[b.pod], NS: b.ns[0], Permille: permille(b.ns[0], vd.AttributedNS)})
+			s.shares = append(s.shares, Share{Pod: int(b.pod), Class: v.Class[b.pod], NS: b.ns[0], Permille: permille(b.ns[0], vd.AttributedNS)})
 		}
 	}
 	vd.Shares = s.shares[from:len(s.shares):len(s.shares)]

@@ -2,6 +2,7 @@ package judge
 
 import (
 	"math"
+	"slices"
 	"time"
 
 	"github.com/qos-agent/qos-agent/internal/policy"
@@ -225,11 +226,10 @@ func (s *State) judge(v *View, i int, t *track, steady bool) {
 // first: whoever fills in a verdict that is OK sets all that he ever sets in one that is OK, and unknown clears it.
 func (s *State) next(v *View, i int, axis Axis) *Verdict {
 	n := len(s.verdicts)
-	if n < cap(s.verdicts) {
-		s.verdicts = s.verdicts[:n+1]
-	} else {
-		s.verdicts = append(s.verdicts, Verdict{})
+	if n == cap(s.verdicts) {
+		s.verdicts = slices.Grow(s.verdicts, max(1, int(Cache)*len(s.byID)-n)) // without counters there is none on the cache
 	}
+	s.verdicts = s.verdicts[:n+1]
 	vd := &s.verdicts[n]
 	if vd.Axis != axis || vd.Level != OK {
 		*vd = Verdict{Axis: axis}

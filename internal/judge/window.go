@@ -15,19 +15,20 @@ type Tally struct {
 	counts [histogram.Buckets]uint32
 }
 
-// Add counts the waits of a sample.
+// Add counts the waits of a sample, whose buckets ascend.
 func (t *Tally) Add(buckets []signal.Bucket) {
-	total, top := t.total, t.top // in registers: they might lie among the counts for all that the compiler knows
+	total := t.total // in a register: it might lie among the counts for all that the compiler knows
+	last := t.top
 	for _, b := range buckets {
 		i := int(b.Index)
 		if i >= histogram.Buckets {
-			continue
+			break // they ascend
 		}
 		t.counts[i] += b.Count
 		total += uint64(b.Count)
-		top = max(top, i)
+		last = i
 	}
-	t.total, t.top = total, top
+	t.total, t.top = total, max(t.top, last)
 }
 
 // Total is how many waits were counted.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"math/bits"
 	"os"
 	"slices"
 	"time"
@@ -247,7 +248,7 @@ func (r *Reader) peek(offset int64, h *frameHeader) error {
 }
 
 // readAhead is how much is read of the file at once.
-const readAhead = 128 << 10
+const readAhead = 64 << 10
 
 // fetch is n bytes of the file, which has them. They are valid until the next call.
 func (r *Reader) fetch(offset, n int64) ([]byte, error) {
@@ -789,6 +790,9 @@ func (r *Reader) roster() error {
 	if n > maxContainers {
 		return fmt.Errorf("%d containers", n)
 	}
+	if len(r.containers) == 0 { // a key frame
+		r.containers, r.spare = r.spare[:0], r.containers
+	}
 	out := slices.Grow(r.spare[:0], n)[:n]
 	taken, waits := make([]bool, len(r.containers)), make([]waitBase, n)
 	next := 0
@@ -821,11 +825,13 @@ func (r *Reader) readContainers(snap *signal.Snapshot) error {
 		return wire.ErrShort
 	}
 	for i, mask := range masks {
-		c, wb := &r.containers[i], &r.base.waits[i]
-		for k := 0; mask>>1>>k != 0; k++ {
-			if mask>>1>>k&1 == 0 {
-				continue
-			}
+		wb := &r.base.waits[i]
+		if mask == 0 && wb.old {
+			continue // all is as it was
+		}
+		c := &r.containers[i]
+		for todo := mask >> 1; todo != 0; todo &= todo - 1 {
+			k := bits.TrailingZeros8(todo)
 			if k >= len(parts) {
 				return errors.New("a part that the schema does not know has changed")
 			}
@@ -840,21 +846,18 @@ func (r *Reader) readContainers(snap *signal.Snapshot) error {
 			if err := r.readWait(&c.Wait, wb, snap.Now); err != nil {
 				return err
 			}
-		} else {
+		} else if !wb.old { // else it is already
 			foretellWait(&c.Wait, wb, snap.Now)
 		}
 	}
 	return nil
 }
 
-// foretellWait makes the sample the one that is foretold.
+// foretellWait makes the sample the one that is foretold: a new one that is empty.
 func foretellWait(w *signal.WaitSample, b *waitBase, now time.Duration) {
-	at, span := b.at, time.Duration(0)
-	if !b.old {
-		at, span = b.foretold(now)
-		b.at = at
-		b.smooth(0)
-	}
+	at, span := b.foretold(now)
+	b.at = at
+	b.smooth(0)
 	w.At, w.Span = at, span
 	if w.Count|w.SumNS|w.Preempted != 0 || w.Buckets != nil || w.Blame != nil { // mostly it is empty already
 		*w = signal.WaitSample{At: at, Span: span}

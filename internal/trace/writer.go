@@ -81,7 +81,7 @@ type base struct {
 // waitBase is what the next wait of a container is written, or read, by.
 type waitBase struct {
 	at    time.Duration // of the last sample; 0: there was none
-	old   bool          // it was not new
+	old   bool          // it was not new: nothing but its time
 	rate  uint64        // dispatches a reading, smoothed, times rateUnit
 	shape               // of the last histogram
 }

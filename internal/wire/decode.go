@@ -50,6 +50,25 @@ func (t *Type) Bind(schema string) (*Decoder, error) {
 	return d, nil
 }
 
+// Decoder makes a decoder of t for what was written with its own schema.
+func (t *Type) Decoder() *Decoder { return t.decoder(map[*Type]*Decoder{}) }
+
+func (t *Type) decoder(done map[*Type]*Decoder) *Decoder {
+	if t == nil {
+		return nil
+	}
+	if d := done[t]; d != nil {
+		return d
+	}
+	d := &Decoder{t: t, kind: t.kind, n: t.n, least: t.least}
+	done[t] = d
+	d.elem, d.key = t.elem.decoder(done), t.key.decoder(done)
+	for _, f := range t.fields {
+		d.fields = append(d.fields, field{f.Offset, f.Type.decoder(done)})
+	}
+	return d
+}
+
 // Skip makes a decoder that reads what was written with a schema and keeps nothing of it.
 func Skip(schema string) (*Decoder, error) {
 	b := binder{text: schema}
