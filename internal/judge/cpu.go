@@ -70,13 +70,15 @@ func (w *waits) turn() {
 	for i := range w.parts {
 		w.parts[i] = pair{w.parts[i][1], 0}
 	}
-	kept := w.pods[:0]
+	kept := 0
 	for i := range w.pods {
-		if b := &w.pods[i]; b.ns[1] != 0 {
-			kept = append(kept, blamed{b.id, b.pod, pair{b.ns[1], 0}})
+		b := w.pods[i]
+		w.pods[kept] = blamed{b.id, b.pod, pair{b.ns[1], 0}}
+		if b.ns[1] != 0 { // which no processor foresees, so that there is better nothing else to do
+			kept++
 		}
 	}
-	w.pods = kept
+	w.pods = w.pods[:kept]
 	w.at = w.at[:0]
 	w.events = pair{w.events[1], 0}
 }

@@ -64,6 +64,10 @@ func (s *Source) Uvarint() uint64 {
 }
 
 func (s *Source) longUvarint() uint64 {
+	if b := s.data[s.pos:]; len(b) >= 2 && b[1] < 0x80 {
+		s.pos += 2
+		return uint64(b[0]&0x7f) | uint64(b[1])<<7
+	}
 	v, n := binary.Uvarint(s.data[s.pos:])
 	switch {
 	case n > 0:
