@@ -85,7 +85,7 @@ func (s *State) Step(v *View) ([]Verdict, []Finding) {
 	n := &v.Node.CPU
 	if n.At != 0 {
 		total := uint64(n.Span) * uint64(len(v.Node.Topology.CPUs))
-		s.steal.add(n.At, n.Span, w, pair{n.StealNS, total})
+		s.steal.add(n.At, n.Span, w, n.StealNS, total)
 	}
 	s.stolen = permille(s.steal.all[0], s.steal.all[1])
 	s.survey(v)
@@ -182,12 +182,12 @@ func (s *State) fold(v *View, i int, t *track, w time.Duration) (pressed bool) {
 		t.waits.add(v, i, w)
 	}
 	if c.CPU.At != 0 && c.CPU.At != t.quota.at {
-		t.quota.add(c.CPU.At, c.CPU.Span, w, pair{c.CPU.ThrottledPeriods, c.CPU.Periods})
+		t.quota.add(c.CPU.At, c.CPU.Span, w, c.CPU.ThrottledPeriods, c.CPU.Periods)
 	}
 	if p := &c.PSI; p.At != 0 && p.At != t.memory.at { // the window of io has the same readings
 		us := uint64(p.Span / time.Microsecond)
-		t.memory.add(p.At, p.Span, w, pair{p.Memory.SomeUS, us})
-		t.io.add(p.At, p.Span, w, pair{p.IO.SomeUS, us})
+		t.memory.add(p.At, p.Span, w, p.Memory.SomeUS, us)
+		t.io.add(p.At, p.Span, w, p.IO.SomeUS, us)
 		return true
 	}
 	return false

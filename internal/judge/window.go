@@ -161,7 +161,7 @@ type sums struct {
 }
 
 // add takes the deltas of a sample into the window.
-func (s *sums) add(at, d, w time.Duration, p pair) {
+func (s *sums) add(at, d, w time.Duration, part, whole uint64) {
 	switch s.next(at, d, w) {
 	case repeat:
 		return
@@ -170,10 +170,10 @@ func (s *sums) add(at, d, w time.Duration, p pair) {
 	case reset:
 		s.all, s.recent = pair{}, pair{}
 	}
-	for i, n := range p {
-		s.all[i] += n
-		s.recent[i] += n
-	}
+	s.all[0] += part
+	s.all[1] += whole
+	s.recent[0] += part
+	s.recent[1] += whole
 }
 
 // permille is part of whole in thousandths, rounded down; 0 of nothing is 0.

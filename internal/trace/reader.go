@@ -864,55 +864,60 @@ func foretellWait(w *signal.WaitSample, b *waitBase, now time.Duration) {
 	}
 }
 
-// readWait reads a sample that is not as foretold.
-func (r *Reader) readWait(to *signal.WaitSample, b *waitBase, now time.Duration) error {
+// readWait reads a sample that is not as foretold. It sets every field of w, each by itself: to put it together and copy it waits for what has just
+// been stored.
+func (r *Reader) readWait(w *signal.WaitSample, b *waitBase, now time.Duration) error {
 	s := &r.s
 	flags := s.s[streamWait].Byte()
 	if flags >= waitFlags {
 		return fmt.Errorf("flags %#x of a wait are not known", flags)
 	}
 	if flags&waitOld != 0 {
-		*to, b.old = signal.WaitSample{At: b.at}, true
+		*w, b.old = signal.WaitSample{At: b.at}, true
 		return nil
 	}
-	var w signal.WaitSample // is put where it belongs in one piece
 	stream := rateOf(b.rate)
-	w.At, w.Span = b.foretold(now)
+	at, span := b.foretold(now)
 	if flags&waitTimes != 0 {
-		w.At += time.Duration(s.signed(streamValueSize))
-		w.Span += time.Duration(s.signed(streamValueSize))
+		at += time.Duration(s.signed(streamValueSize))
+		span += time.Duration(s.signed(streamValueSize))
 	}
-	b.at, b.old = w.At, false
-	more := int64(0)
+	b.at, b.old = at, false
+	w.At, w.Span = at, span
+	count, sum, preempted := uint64(0), uint64(0), uint64(0)
 	if flags&waitCount != 0 {
-		more = s.signed(streamValueSize)
+		count = uint64(s.signed(streamValueSize))
 	}
 	if flags&waitSum != 0 {
-		w.SumNS = uint64(s.signed(streamSumSize))
+		sum = uint64(s.signed(streamSumSize))
 	}
 	if flags&waitPreempted != 0 {
-		w.Preempted = s.s[streamPreempted].Uvarint()
+		preempted = s.s[streamPreempted].Uvarint()
 	}
 	if flags&waitBuckets != 0 {
-		buckets, sum, err := r.readBuckets(&b.shape, stream)
+		buckets, all, err := r.readBuckets(&b.shape, stream)
 		if err != nil {
 			return err
 		}
-		w.Buckets, w.Count = buckets, sum.at>>countShift
+		w.Buckets = buckets
+		count += all.at >> countShift
 		if flags&waitSum != 0 {
-			w.SumNS += sum.expected / 1000 * 1000
+			sum += all.expected / 1000 * 1000
 		}
+	} else {
+		w.Buckets = nil
 	}
-	w.Count += uint64(more)
-	b.smooth(w.Count)
+	w.Count, w.SumNS, w.Preempted = count, sum, preempted
+	b.smooth(count)
 	if flags&waitBlame != 0 {
 		blame, err := r.readBlame()
 		if err != nil {
 			return err
 		}
 		w.Blame = blame
+	} else {
+		w.Blame = nil
 	}
-	*to = w
 	return nil
 }
 
