@@ -89,7 +89,7 @@ func (w *waits) entry(v *View, pod int) *blamed {
 		w.at = slices.Grow(w.at[:0], len(v.Pods))[:len(v.Pods)]
 		clear(w.at)
 		for i := range w.pods {
-			if at := w.pods[i].pod; at >= 0 {
+			if at := int(w.pods[i].pod); at >= 0 && at < len(w.at) {
 				w.at[at] = int32(i + 1)
 			}
 		}

@@ -228,6 +228,12 @@ func (r *run) trim(files []*trace.Reader) ([]*trace.Reader, error) {
 
 // file replays one file. more is false when the end that was asked for has been reached.
 func (r *run) file(ctx context.Context, f *trace.Reader, first bool) (more bool, err error) {
+	// A checkpoint can hold what no controller ever remembers, and bytes of it that lead nowhere are not found out by reading it.
+	defer func() {
+		if p := recover(); p != nil {
+			more, err = false, fmt.Errorf("%s: step %d cannot be decided on, so the checkpoint before it is damaged, or there is a mistake in this program: %v", f.Name(), r.seq, p)
+		}
+	}()
 	info := f.Info()
 	if first {
 		r.res.Host, r.res.Agent, r.res.Run = info.Hostname, info.Agent, info.Run
