@@ -52,15 +52,22 @@ func (w *waits) add(v *View, i int, width time.Duration) {
 	}
 	w.tally.add(s.Buckets)
 
+	next := 0 // on a node where always the same wait for the same, blame comes in the same order at each tick
 	victim := v.Containers[i].Pod
 	for _, b := range s.Blame {
 		part, pod := attribute(v, victim, b.Culprit)
-		ns := &w.parts[part]
-		if pod >= 0 {
-			ns = &w.entry(v, pod).ns
+		if pod < 0 {
+			w.parts[part][0] += b.NS
+			w.parts[part][1] += b.NS
+			continue
 		}
-		ns[0] += b.NS
-		ns[1] += b.NS
+		at := next
+		if at >= len(w.pods) || w.pods[at].pod != int32(pod) {
+			at = w.entry(v, pod)
+		}
+		w.pods[at].ns[0] += b.NS
+		w.pods[at].ns[1] += b.NS
+		next = at + 1
 	}
 }
 
@@ -84,7 +91,7 @@ func (w *waits) turn() {
 }
 
 // entry finds or makes the entry of a pod. A container on a busy node waits for a hundred others in turn.
-func (w *waits) entry(v *View, pod int) *blamed {
+func (w *waits) entry(v *View, pod int) int {
 	if len(w.at) != len(v.Pods) {
 		w.at = slices.Grow(w.at[:0], len(v.Pods))[:len(v.Pods)]
 		clear(w.at)
@@ -98,7 +105,7 @@ func (w *waits) entry(v *View, pod int) *blamed {
 		w.pods = append(w.pods, blamed{id: v.PodID[pod], pod: int32(pod)})
 		w.at[pod] = int32(len(w.pods))
 	}
-	return &w.pods[w.at[pod]-1]
+	return int(w.at[pod]) - 1
 }
 
 // attribute turns a culprit as the kernel side names it into another pod, or into a part that is nobody's if pod is -1. Containers
