@@ -74,6 +74,8 @@ type loop struct {
 	connected   bool // to the pod source, when it last called
 	disconnects uint64
 
+	asked       time.Duration // when the last state was made
+	held        heldList
 	lastState   kept[server.State]
 	lastMetrics kept[server.Metrics]
 

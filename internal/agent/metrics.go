@@ -106,9 +106,7 @@ func (l *loop) podMetrics(m *server.Metrics) {
 		row.CPI = levels[[2]string{c.Pod.Namespace + "/" + c.Pod.Name, c.Name}]
 		m.Containers = append(m.Containers, row)
 	}
-	for i := range view.Blame {
-		m.Blame = append(m.Blame, blameMetric(&view.Blame[i]))
-	}
+	m.Blame = blameMetrics(view.Blame)
 	for _, p := range view.Tracer.Programs {
 		m.Programs = append(m.Programs, server.ProgramMetrics{Name: p.Name, RunNS: p.RunNS, Runs: p.Runs})
 	}
@@ -116,6 +114,26 @@ func (l *loop) podMetrics(m *server.Metrics) {
 
 // axisSignal is the signal that a verdict rests on.
 var axisSignal = map[judge.Axis]string{judge.CPU: "wait", judge.Memory: "psi", judge.IO: "psi", judge.Cache: "perf", judge.Bandwidth: "perf"}
+
+// Blame copies out Metrics.Blame alone: it is what the page needs of them. It is part of page.Source.
+func (a *Agent) Blame(ctx context.Context) ([]server.BlameMetrics, error) {
+	totals, err := ask(ctx, a, func(l *loop) *[]collect.BlameTotal {
+		t := l.o.Collector.Blame()
+		return &t
+	})
+	if err != nil {
+		return nil, err
+	}
+	return blameMetrics(*totals), nil
+}
+
+func blameMetrics(totals []collect.BlameTotal) []server.BlameMetrics {
+	out := make([]server.BlameMetrics, len(totals))
+	for i := range totals {
+		out[i] = blameMetric(&totals[i])
+	}
+	return out
+}
 
 func blameMetric(b *collect.BlameTotal) server.BlameMetrics {
 	out := server.BlameMetrics{VictimNamespace: b.Victim.Namespace, VictimPod: b.Victim.Name, NS: b.NS}

@@ -30,6 +30,7 @@ func (a *Agent) State(ctx context.Context) (*server.State, error) {
 
 // state is built on the loop's thread, between two steps: about 2 µs a container.
 func (l *loop) state() *server.State {
+	l.asked = l.o.Clock.Now()
 	s := &server.State{
 		At:        l.o.Clock.Wall(),
 		Agent:     l.agentState(),
@@ -42,18 +43,39 @@ func (l *loop) state() *server.State {
 		},
 	}
 	s.Loop.Lost = l.lost()
-	for _, h := range l.o.Executor.Held() {
-		s.Knobs = append(s.Knobs, server.HeldKnob{
-			Cgroup: h.Cgroup, Knob: h.Kind.String(), Original: h.Original, Current: h.Current, Owner: h.Owner, Rule: h.Rule,
-			Pod: h.Pod, Victim: h.Victim, Since: h.Since,
-		})
-	}
+	s.Knobs = l.heldKnobs()
 	if l.snapshot != nil {
 		l.nodeState(&s.Node)
 		l.podStates(s)
 		l.verdictStates(s)
 	}
 	return s
+}
+
+// heldKnobs is made anew only when something else is held than when it was asked for last.
+func (l *loop) heldKnobs() []server.HeldKnob {
+	generation := l.o.Executor.Generation()
+	if l.held.of == generation && l.held.known {
+		return l.held.knobs
+	}
+	held := l.o.Executor.Held()
+	knobs := make([]server.HeldKnob, len(held))
+	for i := range held {
+		h := &held[i]
+		knobs[i] = server.HeldKnob{
+			Cgroup: h.Cgroup, Knob: h.Kind.String(), Original: h.Original, Current: h.Current, Owner: h.Owner, Rule: h.Rule,
+			Pod: h.Pod, Victim: h.Victim, Since: h.Since,
+		}
+	}
+	l.held = heldList{known: true, of: generation, knobs: knobs}
+	return knobs
+}
+
+// heldList is what is held, and of which generation of the executor's.
+type heldList struct {
+	known bool
+	of    uint64
+	knobs []server.HeldKnob // never changed: states share it
 }
 
 func (l *loop) agentState() server.Agent {
@@ -145,13 +167,31 @@ func (l *loop) podStates(s *server.State) {
 			Limits: l.limits(i),
 		}
 	}
+	room := newSignalRoom(len(snap.Containers))
 	for i := range snap.Containers {
 		c := &snap.Containers[i]
 		id := &snap.Pods[c.Pod].Containers[c.Container]
 		s.Pods[c.Pod].Containers = append(s.Pods[c.Pod].Containers, server.Container{
-			Name: id.Name, ID: id.ID, PID: id.PID, Cgroup: id.Cgroup, Signals: l.signals(i, c),
+			Name: id.Name, ID: id.ID, PID: id.PID, Cgroup: id.Cgroup, Signals: l.signals(i, c, &room),
 		})
 	}
+}
+
+// signalRoom is where the signals of a state lie: one allocation for each kind instead of one for each container.
+type signalRoom struct {
+	waits    []server.Wait
+	cpus     []server.CPUUse
+	memories []server.Memory
+}
+
+func newSignalRoom(containers int) signalRoom {
+	return signalRoom{make([]server.Wait, 0, containers), make([]server.CPUUse, 0, containers), make([]server.Memory, 0, containers)}
+}
+
+// put appends v and tells where it lies.
+func put[T any](to *[]T, v T) *T {
+	*to = append(*to, v)
+	return &(*to)[len(*to)-1]
 }
 
 // class is a pod's class as the last tick saw it.
@@ -162,28 +202,28 @@ func (l *loop) class(pod int) (policy.Class, string) {
 	return l.last.Class[pod], l.last.ClassRule[pod]
 }
 
-func (l *loop) signals(i int, c *signal.ContainerSample) server.Signals {
+func (l *loop) signals(i int, c *signal.ContainerSample, room *signalRoom) server.Signals {
 	var out server.Signals
 	if c.Wait.At != 0 {
 		w := l.windows.at(i)
 		p50, _ := w.hist.Quantile(0.5)
 		p99, _ := w.hist.Quantile(0.99)
-		out.Wait = &server.Wait{
+		out.Wait = put(&room.waits, server.Wait{
 			AgeSeconds: l.age(c.Wait.At), SpanSeconds: w.span.Seconds(), Count: w.hist.Total(), SumSeconds: seconds(w.sumNS),
 			P50Seconds: p50.Seconds(), P99Seconds: p99.Seconds(), Preempted: w.preempted,
-		}
+		})
 	}
 	if c.CPU.At != 0 && c.CPU.Span > 0 {
-		out.CPU = &server.CPUUse{
+		out.CPU = put(&room.cpus, server.CPUUse{
 			AgeSeconds: l.age(c.CPU.At), SpanSeconds: c.CPU.Span.Seconds(), UsageCores: seconds(c.CPU.UsageNS) / c.CPU.Span.Seconds(),
 			Periods: c.CPU.Periods, ThrottledPeriods: c.CPU.ThrottledPeriods, ThrottledSeconds: seconds(c.CPU.ThrottledNS),
-		}
+		})
 		if c.CPU.QuotaUS >= 0 && c.CPU.PeriodUS > 0 {
 			out.CPU.QuotaCores = float64(c.CPU.QuotaUS) / float64(c.CPU.PeriodUS)
 		}
 	}
 	if c.Memory.At != 0 {
-		out.Memory = &server.Memory{AgeSeconds: l.age(c.Memory.At), CurrentBytes: c.Memory.Current, WorkingSetBytes: c.Memory.WorkingSet}
+		out.Memory = put(&room.memories, server.Memory{AgeSeconds: l.age(c.Memory.At), CurrentBytes: c.Memory.Current, WorkingSetBytes: c.Memory.WorkingSet})
 	}
 	out.Pressure = l.pressure(&c.PSI)
 	if p := &c.Perf; p.At != 0 && p.RunningPercent > 0 {
@@ -269,7 +309,8 @@ func badness(level string) int {
 	return slices.Index([]string{judge.OK.String(), judge.Unknown.String(), judge.Watch.String(), judge.Violated.String()}, level)
 }
 
-func (l *loop) age(at time.Duration) float64 { return (l.o.Clock.Now() - at).Seconds() }
+// age is how old a measurement is in the state that is being made.
+func (l *loop) age(at time.Duration) float64 { return (l.asked - at).Seconds() }
 
 func seconds(ns uint64) float64 { return float64(ns) / 1e9 }
 

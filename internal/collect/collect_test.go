@@ -838,7 +838,8 @@ func TestView(t *testing.T) {
 		{Victim: refA, Culprit: refA, NS: 2e6},
 		{Victim: refA, Culprit: refB, NS: 1005e6},
 	}
-	if diff := cmp.Diff(want, v.Blame); diff != "" {
+	inOrder := cmpopts.SortSlices(func(a, b BlameTotal) int { return a.Culprit.compare(b.Culprit) })
+	if diff := cmp.Diff(want, v.Blame, inOrder); diff != "" {
 		t.Errorf("blame: -want +got:\n%s", diff)
 	}
 

@@ -14,7 +14,7 @@ import (
 // with it. It shares nothing with the collector.
 type View struct {
 	Containers []ContainerTotals // by pod, then name
-	Blame      []BlameTotal      // by victim, then culprit
+	Blame      []BlameTotal      // in no order
 	ReadErrors map[string]uint64 // failed readings by signal: wait, cpu, memory, psi, node
 	// EventsDropped counts events of containers that no snapshot showed, and those that came too fast.
 	EventsDropped uint64
@@ -66,7 +66,6 @@ func (c *Collector) View() View {
 		for name, t := range p.totals {
 			rows[t] = t.view(p.ref, name)
 		}
-		v.Blame = p.viewBlame(v.Blame)
 		if t := &p.rdt.total; t.known {
 			v.Pods = append(v.Pods, PodTotals{p.ref, t.bytes, t.local})
 		}
@@ -80,6 +79,7 @@ func (c *Collector) View() View {
 			v.Extrapolated++
 		}
 	}
+	v.Blame = c.Blame()
 	v.Domains = slices.Clone(c.bus.total)
 	slices.SortFunc(v.Pods, func(a, b PodTotals) int { return a.Pod.compare(b.Pod) })
 	for _, r := range rows {
@@ -88,10 +88,20 @@ func (c *Collector) View() View {
 	slices.SortFunc(v.Containers, func(a, b ContainerTotals) int {
 		return cmp.Or(a.Pod.compare(b.Pod), cmp.Compare(a.Name, b.Name))
 	})
-	slices.SortFunc(v.Blame, func(a, b BlameTotal) int {
-		return cmp.Or(a.Victim.compare(b.Victim), a.Culprit.compare(b.Culprit), cmp.Compare(a.Pseudo, b.Pseudo))
-	})
 	return v
+}
+
+// Blame copies out View.Blame alone.
+func (c *Collector) Blame() []BlameTotal {
+	n := 0
+	for _, p := range c.podStates {
+		n += len(p.blame) + len(p.pseudo)
+	}
+	rows := make([]BlameTotal, 0, n)
+	for _, p := range c.podStates {
+		rows = p.viewBlame(rows)
+	}
+	return rows
 }
 
 // view shows what containers that have ended counted.

@@ -25,8 +25,8 @@ import (
 type RDT struct {
 	pods  []*sharer          // by index into Pods; nil for what is not offline
 	byID  map[uint32]*sharer // by PodID
-	own   []*owner           // by index into Pods; nil for what has no part of the cache for itself
-	owns  map[uint32]*owner  // by PodID
+	wards []*ward            // by index into Pods; nil for what is not online
+	watch map[uint32]*ward   // by PodID
 	names []string           // of pods, by index into Pods
 	shut  []bool             // likewise: its group is off limits
 
@@ -37,6 +37,8 @@ type RDT struct {
 
 	violated bool // somebody's CPI is beyond its fence, as of the last survey
 	active   bool // some pod may be held back, on trial, kept from a level that was bad, or have ways of its own
+
+	stirred time.Duration // when a limit or owned ways last changed
 
 	settled bool // limits and owned ways are what they were when Shares was last called
 	caps    signal.Capabilities
@@ -160,12 +162,14 @@ func (c *RDT) Step(in *Input) {
 	}
 	c.verify(in)
 	c.look(in)
+	c.settle(in)
 	for i := range in.Verdicts {
 		if c.violated {
 			c.weigh(in, &in.Verdicts[i])
 		}
 		c.approach(in, &in.Verdicts[i])
 	}
+	c.relieve(in)
 	c.protect(in)
 	c.regrow(in)
 	c.release(in)
@@ -174,8 +178,8 @@ func (c *RDT) Step(in *Input) {
 
 // acting reports whether there is anything for the next step to look after.
 func (c *RDT) acting(in *Input) bool {
-	for _, o := range c.own {
-		if o != nil && o.n > 0 {
+	for _, w := range c.wards {
+		if w != nil && w.n > 0 {
 			return true
 		}
 	}
@@ -198,16 +202,16 @@ func (c *RDT) acting(in *Input) bool {
 // sync follows pods to their new indexes, and forgets those that are gone or no longer what they were.
 func (c *RDT) sync(in *Input) {
 	if c.byID == nil {
-		c.byID, c.owns = make(map[uint32]*sharer), make(map[uint32]*owner)
+		c.byID, c.watch = make(map[uint32]*sharer), make(map[uint32]*ward)
 	}
 	for _, p := range c.byID {
 		p.pod = -1
 	}
-	for _, o := range c.owns {
-		o.pod = -1
+	for _, w := range c.watch {
+		w.pod = -1
 	}
 	c.settled = false
-	c.pods, c.own, c.names, c.shut = c.pods[:0], c.own[:0], c.names[:0], c.shut[:0]
+	c.pods, c.wards, c.names, c.shut = c.pods[:0], c.wards[:0], c.names[:0], c.shut[:0]
 	for i, id := range in.PodID {
 		c.names = append(c.names, in.Pods[i].Key())
 		c.shut = append(c.shut, offLimits(in.Pods[i].Cgroup) != "")
@@ -227,22 +231,24 @@ func (c *RDT) sync(in *Input) {
 			})
 		}
 		c.pods = append(c.pods, p)
-		o := c.owns[id]
-		if o != nil && in.Class[i] == policy.Online {
-			o.pod = i
-		} else {
-			o = nil
+		var w *ward
+		if in.Class[i] == policy.Online && !c.shut[i] {
+			if w = c.watch[id]; w == nil {
+				w = &ward{key: c.names[i], pause: never}
+				c.watch[id] = w
+			}
+			w.pod = i
 		}
-		c.own = append(c.own, o)
+		c.wards = append(c.wards, w)
 	}
 	for id, p := range c.byID {
 		if p.pod < 0 {
 			delete(c.byID, id)
 		}
 	}
-	for id, o := range c.owns {
-		if o.pod < 0 {
-			delete(c.owns, id)
+	for id, w := range c.watch {
+		if w.pod < 0 {
+			delete(c.watch, id)
 		}
 	}
 }
@@ -308,7 +314,7 @@ func (c *RDT) refit(in *Input) {
 			}
 			if to != n {
 				c.note(in, p, r, Note{Rule: RulePolicy, Text: "policy or machine changed"}, to)
-				c.set(p, r, to, RulePolicy)
+				c.set(in, p, r, to, RulePolicy)
 			}
 		}
 	}
@@ -401,7 +407,11 @@ func (c *RDT) weigh(in *Input, v *judge.Verdict) {
 	}
 	if v.Reason != judge.Contention {
 		c.undo(in, v)
+		c.makeWay(in, v)
 		return
+	}
+	if c.trying() != nil && c.makeWay(in, v) {
+		return // see first whether it was that
 	}
 	named := v.Culprits()
 	if v.Joint && offlinePermille(named) < in.Spec.Judge.CulpritPercent*10 {
@@ -410,6 +420,8 @@ func (c *RDT) weigh(in *Input, v *judge.Verdict) {
 	settling := c.settling(in, v)
 	if settling {
 		c.undo(in, v)
+	} else if c.protected(in, v, named) {
+		return
 	}
 	found, spent := 0, 0
 	for _, s := range named {
@@ -433,7 +445,7 @@ func (c *RDT) weigh(in *Input, v *judge.Verdict) {
 			}
 		}
 	}
-	if v.Axis == judge.Cache && spent >= found {
+	if spent >= found && !c.makeWay(in, v) {
 		c.deserve(in, v)
 	}
 }
@@ -482,7 +494,7 @@ func (c *RDT) takeBack(in *Input, v *judge.Verdict, p *sharer, pr *sharing) {
 		to, pause := int(l.ascent.before), l.relapse(in)
 		c.note(in, p, r, Note{Rule: RuleRegrowUndo, Victim: c.names[v.Pod], CPI: v.CPI.CPI, CPIFence: v.CPI.CPIFence, Belief: pr.belief, Pause: pause}, to)
 		l.cut, l.good, l.ascent.grown, p.lastCut, p.named, l.victim = in.Now, amount(to), false, in.Now, in.Now, c.names[v.Pod]
-		c.set(p, r, to, RuleRegrowUndo)
+		c.set(in, p, r, to, RuleRegrowUndo)
 		c.warn(in, p, r, in.PodID[v.Pod])
 	}
 }
@@ -564,7 +576,7 @@ func (c *RDT) cut(in *Input, p *sharer, v *judge.Verdict, s judge.Share) outcome
 			Belief: pr.belief, Pause: pause}, to)
 		p.limit[r].cut, p.limit[r].ascent.grown, p.lastCut = in.Now, false, in.Now
 		p.limit[r].victim, p.limit[r].where = c.names[v.Pod], where
-		c.set(p, r, to, rule)
+		c.set(in, p, r, to, rule)
 		if pause > 0 {
 			c.warn(in, p, r, in.PodID[v.Pod])
 		}
@@ -774,7 +786,7 @@ func (c *RDT) refute(in *Input, p *sharer, pr *sharing, cpi uint64) {
 	if t.resource != cores && !p.needed() {
 		p.limit[t.resource].where = t.where
 		p.limit[t.resource].ascent.grown = false
-		c.set(p, t.resource, to, RuleTakeBack)
+		c.set(in, p, t.resource, to, RuleTakeBack)
 	}
 	p.lastCut = never // the next resource may be tried at once
 }
@@ -841,7 +853,7 @@ func (c *RDT) warn(in *Input, p *sharer, r resource, victim uint32) {
 func (c *RDT) regrow(in *Input) {
 	s := &in.Spec.RDT
 	hold, every := s.Hold.D(), max(s.RegrowEvery.D(), in.Spec.Judge.CPI.Window.D())
-	if in.Now-c.unknown < hold {
+	if in.Now-c.unknown < hold || c.trying() != nil {
 		return
 	}
 	for _, p := range c.pods {
@@ -854,7 +866,7 @@ func (c *RDT) regrow(in *Input) {
 			continue
 		}
 		quiet := in.Now - max(p.lastCut, p.named, p.resumed)
-		if p.onTrial() || quiet < hold || in.Now-c.suffering < hold && quiet < absolution*hold {
+		if p.onTrial() || c.tight(in, p) || quiet < hold || in.Now-c.suffering < hold && quiet < absolution*hold {
 			continue
 		}
 		for _, r := range [...]resource{bandwidth, ways} { // what costs the pod most comes back first
@@ -878,7 +890,7 @@ func (c *RDT) regrow(in *Input) {
 			for i := range p.pairs {
 				p.pairs[i].looked, p.pairs[i].near = 0, 0
 			}
-			c.set(p, r, to, RuleRegrow)
+			c.set(in, p, r, to, RuleRegrow)
 			break
 		}
 	}
@@ -904,20 +916,21 @@ func (c *RDT) release(in *Input) {
 			if p.limit[r].n != 0 {
 				c.note(in, p, r, Note{Rule: RuleRelease, Text: "no counters of any online container"}, 0)
 				p.limit[r].ascent.grown = false
-				c.set(p, r, 0, RuleRelease)
+				c.set(in, p, r, 0, RuleRelease)
 			}
 		}
 	}
-	for _, o := range c.own {
-		if o != nil && o.n > 0 {
-			c.disown(in, o, RuleRelease, "no counters of any online container")
+	for _, w := range c.wards {
+		if w != nil && w.n > 0 {
+			c.disown(in, w, RuleRelease, "no counters of any online container")
 		}
 	}
 }
 
 // set gives a pod a limit.
-func (c *RDT) set(p *sharer, r resource, n int, rule string) {
+func (c *RDT) set(in *Input, p *sharer, r resource, n int, rule string) {
 	c.settled = false
+	c.stir(in)
 	l := &p.limit[r]
 	l.n, l.rule = n, rule
 	if n == 0 {
@@ -974,8 +987,8 @@ func (c *RDT) Shares(in *Input, dst []knob.Share) []knob.Share {
 			s.Ways, s.MB = p.part(ways), p.part(bandwidth)
 			s.Where = p.where()
 		}
-		if o := c.own[i]; o != nil && o.n > 0 {
-			s.Own, s.Ways = true, knob.Part{N: o.n, Owner: OwnerCache, Rule: RuleOwnWays}
+		if w := c.wards[i]; w != nil && w.n > 0 {
+			s.Own, s.Ways = true, knob.Part{N: w.n, Owner: OwnerCache, Rule: RuleOwnWays}
 		}
 		dst = append(dst, s)
 	}

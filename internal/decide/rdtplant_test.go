@@ -51,6 +51,7 @@ type memory struct {
 	rdt     signal.RDT
 	total   float64 // MB/s of a domain
 	noise   float64
+	fill    float64 // how much of the way to its part of the cache a flow comes in a tick
 	tick    time.Duration
 	now     time.Duration
 	seq     uint64
@@ -74,7 +75,7 @@ const (
 func newMemory(t testing.TB, domains int, flows ...*flow) *memory {
 	spec := policy.Default().Spec
 	m := &memory{
-		t: t, brain: New(), pol: fixed{"1", &spec}, flows: flows, total: 20000, tick: 100 * time.Millisecond, now: time.Hour, noise: 0.01,
+		t: t, brain: New(), pol: fixed{"1", &spec}, flows: flows, total: 20000, tick: 100 * time.Millisecond, now: time.Hour, noise: 0.01, fill: 0.7,
 		random: 1, state: signal.RDTOK,
 		caps: signal.Capabilities{
 			RunQueue: true, CPUIdle: true, CPUSet: true, CPUQuota: true, Perf: true,
@@ -142,13 +143,19 @@ func (m *memory) react() {
 				f.mbps += (f.instr*f.misses*64 - f.mbps) / 20
 			}
 		}
-		// Limited pods fill the lowest ways, everybody else all: who fills a way holds it by what he moves.
+		// Limited pods fill the lowest ways, everybody else all that nobody owns: who fills a way holds it by what he moves.
+		shared := m.rdt.Ways
+		for _, f := range m.flows {
+			if f.domain == d && f.own {
+				shared -= f.ways
+			}
+		}
 		for _, f := range m.flows {
 			if f.domain != d {
 				continue
 			}
 			target := 0.0
-			for w := range m.rdt.Ways {
+			for w := range shared {
 				if !f.fills(w) {
 					continue
 				}
@@ -163,7 +170,7 @@ func (m *memory) react() {
 			if f.own && !f.off {
 				target = float64(f.ways) * way
 			}
-			f.occ += (min(target, f.ws) - f.occ) * 0.7
+			f.occ += (min(target, f.ws) - f.occ) * m.fill
 		}
 	}
 }
@@ -865,5 +872,80 @@ func TestAPolicyThatDoesNotFitTheMachineSaysSo(t *testing.T) {
 	}
 	if f := m.flow("h1"); f.ways != 0 || f.mb == 0 {
 		t.Errorf("ways %d, bandwidth %d %%; want bandwidth only", f.ways, f.mb)
+	}
+}
+
+// pair is the story `both`: a service that lives in the cache, and one that waits for memory and pushes the first out of its cache without
+// gaining anything by it.
+func pair() (cached, missing *flow) {
+	return &flow{name: "a", class: policy.Online, work: 1.2, cpi0: 0.6, refs: 36, ws: 16, cores: 1, pen: 50},
+		&flow{name: "b", class: policy.Online, work: 0.8, cpi0: 0.6, refs: 7.7, ws: 1024, cores: 1, pen: 200}
+}
+
+func greedy(name string) *flow {
+	return &flow{name: name, class: policy.Offline, work: 100, cpi0: 0.7, refs: 66, ws: 256, cores: 1, pen: 8, off: true}
+}
+
+// means runs the node and says where the CPI of its first two flows is by the mean, and what the others move, MB/s.
+func (m *memory) means(d time.Duration) (first, second, moved float64) {
+	ticks := 0.0
+	for end := m.now + d; m.now < end; ticks++ {
+		m.step()
+		first, second = first+m.flows[0].cpi, second+m.flows[1].cpi
+		for _, f := range m.flows[2:] {
+			moved += f.mbps
+		}
+	}
+	return first / ticks, second / ticks, moved / ticks
+}
+
+// TestWaysOfItsOwn: the hogs' last way costs a service that already shares its cache with another a twentieth and more, inside of a fence that
+// noise has widened. Ways of its own end that, take nothing from the other service, and the hogs get back what they had lost for nothing.
+func TestWaysOfItsOwn(t *testing.T) {
+	for _, noise := range []float64{0.01, 0.1} {
+		a, b := pair()
+		m := newMemory(t, 1, a, b, greedy("h1"), greedy("h2"))
+		m.noise, m.pol.spec.RDT.Bandwidth.TotalMBps, m.twin = noise, int(m.total), New()
+		m.run(30 * time.Second)
+		aloneA, aloneB := a.cpi, b.cpi
+		m.flow("h1").off, m.flow("h2").off = false, false
+		m.run(10 * time.Second)
+		cpiA, cpiB, moved := m.means(3 * time.Minute)
+		t.Logf("noise %.0f %%: CPI %.3f and %.3f times alone, the hogs move %.0f MB/s", 100*noise, cpiA/aloneA, cpiB/aloneB, moved)
+		if cpiA > 1.02*aloneA || cpiB > 1.1*aloneB {
+			t.Errorf("noise %.0f %%: CPI %.3f and %.3f, alone %.3f and %.3f", 100*noise, cpiA, cpiB, aloneA, aloneB)
+		}
+		if n, end := m.count(control.RuleOwnWays, "a"), m.count(control.RuleOwnEnd, "a"); n != 1 || end != 0 {
+			t.Errorf("noise %.0f %%: ways of its own given %d times, taken back %d times; want once and never", noise, n, end)
+		}
+		if m.count(control.RulePlea, "") > 0 {
+			t.Errorf("noise %.0f %%: cores were taken, too", noise)
+		}
+		m.flow("h1").off, m.flow("h2").off = true, true
+		m.run(3 * time.Minute)
+		if a.own {
+			t.Errorf("noise %.0f %%: it keeps them long after the hogs' end", noise)
+		}
+	}
+}
+
+// TestWaysOfItsOwnThatCostAnotherAreTakenBack: here the other service lives in the cache, too, and there is not enough of it for both.
+func TestWaysOfItsOwnThatCostAnotherAreTakenBack(t *testing.T) {
+	a, b := pair()
+	a.ws, b.ws, b.work, b.refs, b.pen = 14, 9, 1, 10, 50
+	m := newMemory(t, 1, a, b, greedy("h1"), greedy("h2"))
+	m.fill, m.pol.spec.RDT.Bandwidth.TotalMBps, m.twin = 0.2, int(m.total), New() // with caches that fill at once, the two take them from each other in turn
+	m.run(25 * time.Second)
+	aloneA, aloneB, _ := m.means(5 * time.Second)
+	m.flow("h1").off, m.flow("h2").off = false, false
+	m.run(15 * time.Second)
+	cpiA, cpiB, moved := m.means(2 * time.Minute)
+	t.Logf("CPI %.3f and %.3f times alone, the hogs move %.0f MB/s", cpiA/aloneA, cpiB/aloneB, moved)
+	if cpiA > 1.1*aloneA || cpiB > 1.1*aloneB {
+		t.Errorf("CPI %.3f and %.3f, alone %.3f and %.3f", cpiA, cpiB, aloneA, aloneB)
+	}
+	given, ended := m.count(control.RuleOwnWays, ""), m.count(control.RuleOwnEnd, "")
+	if given == 0 || given > 2 || ended != given || a.own || b.own {
+		t.Errorf("ways of its own given %d times, taken back %d times; want once for each at most, and all of it", given, ended)
 	}
 }

@@ -111,19 +111,19 @@ func (n *node) State(context.Context) (*server.State, error) {
 	return s, nil
 }
 
-func (n *node) Metrics(context.Context) (*server.Metrics, error) {
+func (n *node) Blame(context.Context) ([]server.BlameMetrics, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	m := &server.Metrics{}
+	var out []server.BlameMetrics
 	for i := range n.online {
 		for j := range n.offline {
-			m.Blame = append(m.Blame, server.BlameMetrics{VictimNamespace: "shop", VictimPod: fmt.Sprintf("checkout-%d", i),
+			out = append(out, server.BlameMetrics{VictimNamespace: "shop", VictimPod: fmt.Sprintf("checkout-%d", i),
 				CulpritNamespace: "batch", CulpritPod: fmt.Sprintf("spark-exec-%d", j), NS: uint64(n.asked) * uint64(4e8/(1+i*7+j*j*3))})
 		}
-		m.Blame = append(m.Blame, server.BlameMetrics{VictimNamespace: "shop", VictimPod: fmt.Sprintf("checkout-%d", i), CulpritPod: "own", NS: uint64(n.asked) * 3e7})
-		m.Blame = append(m.Blame, server.BlameMetrics{VictimNamespace: "shop", VictimPod: fmt.Sprintf("checkout-%d", i), CulpritPod: "kernel", NS: uint64(n.asked) * 5e6})
+		out = append(out, server.BlameMetrics{VictimNamespace: "shop", VictimPod: fmt.Sprintf("checkout-%d", i), CulpritPod: "own", NS: uint64(n.asked) * 3e7})
+		out = append(out, server.BlameMetrics{VictimNamespace: "shop", VictimPod: fmt.Sprintf("checkout-%d", i), CulpritPod: "kernel", NS: uint64(n.asked) * 5e6})
 	}
-	return m, nil
+	return out, nil
 }
 
 // note adds an entry to the decision log.

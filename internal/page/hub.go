@@ -26,7 +26,8 @@ const (
 // Source is where the page's figures come from; see server.Provider.
 type Source interface {
 	State(ctx context.Context) (*server.State, error)
-	Metrics(ctx context.Context) (*server.Metrics, error)
+	// Blame is server.Metrics.Blame alone.
+	Blame(ctx context.Context) ([]server.BlameMetrics, error)
 }
 
 // hub asks the loop once a second while anybody looks, and hands the same frame to all readers. It never waits for one of them.
@@ -129,17 +130,17 @@ func (h *hub) frame(f *framer) (delta []byte, full func() []byte, err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("the loop does not answer: %w", err)
 	}
-	v, err := newView(s)
+	v, err := newView(s, f.last)
 	if err != nil {
 		h.log.Error("page", "error", err)
 		return nil, nil, err
 	}
-	if len(f.readings) == 0 || s.At.Sub(f.readings[len(f.readings)-1].at) >= matrixEvery || len(f.readings) == 1 {
-		m, err := h.source.Metrics(ctx)
+	if f.readings.due(s.At) {
+		blame, err := h.source.Blame(ctx)
 		if err != nil {
 			return nil, nil, fmt.Errorf("the loop does not answer: %w", err)
 		}
-		f.readings = f.readings.add(s.At, m.Blame)
+		f.readings.add(s.At, blame)
 		if f.matrix, err = json.Marshal(f.readings.matrix()); err != nil {
 			return nil, nil, err
 		}

@@ -230,7 +230,7 @@ func BenchmarkFrame300(b *testing.B) {
 	var bytes int
 	b.ReportAllocs()
 	for i := 0; b.Loop(); i++ {
-		v, err := newView(states[i%len(states)])
+		v, err := newView(states[i%len(states)], f.last)
 		if err != nil {
 			b.Fatal(err)
 		}

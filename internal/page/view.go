@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/qos-agent/qos-agent/internal/decisionlog"
 	"github.com/qos-agent/qos-agent/internal/server"
 )
 
@@ -31,6 +32,8 @@ type view struct {
 	sections map[string][]byte // JSON by name
 	rows     []string          // JSON, by container in the order of the section pods
 	notes    []note            // oldest first
+
+	of *server.State
 }
 
 // note is an entry of the decision log, encoded.
@@ -107,9 +110,13 @@ type nowView struct {
 	Loop     server.Loop      `json:"loop"`
 }
 
-// newView cuts a state up. It costs a few microseconds a container.
-func newView(s *server.State) (*view, error) {
-	v := &view{at: s.At, sections: map[string][]byte{}}
+// newView cuts a state up. What is as in the last view, if there is one, is taken over from it instead of encoded again: on a node of
+// many pods most of it is.
+func newView(s *server.State, last *view) (*view, error) {
+	if last == nil {
+		last = &view{of: &server.State{}}
+	}
+	v := &view{at: s.At, sections: make(map[string][]byte, 16), rows: make([]string, 0, len(last.rows)), of: s}
 	node := s.Node
 	node.Signals, node.Capabilities, node.RDT = server.NodeSignals{}, nil, nil
 	now := nowView{Loop: s.Loop}
@@ -126,36 +133,95 @@ func newView(s *server.State) (*view, error) {
 	if len(knobs) > maxKnobs {
 		knobs = knobs[:maxKnobs]
 	}
-	pods := make([]podView, len(s.Pods))
+	var buf []byte
 	levels := levelsOf(s)
 	for i := range s.Pods {
 		p := &s.Pods[i]
-		pods[i] = podView{Name: p.Namespace + "/" + p.Name, Class: p.Class, Rule: p.ClassRule, QoS: p.QoSClass, Containers: []string{}}
 		for j := range p.Containers {
 			c := &p.Containers[j]
-			pods[i].Containers = append(pods[i].Containers, c.Name)
-			v.rows = append(v.rows, row(levels[levelKey{p.Namespace, p.Name, c.Name}], &c.Signals))
+			buf = row(buf[:0], levels[levelKey{p.Namespace, p.Name, c.Name}], &c.Signals)
+			v.rows = append(v.rows, same(buf, last.rows, len(v.rows)))
 		}
 	}
-	for name, value := range map[string]any{
-		"agent": s.Agent, "node": node, "policy": s.Policy, "source": s.PodSource, "now": now, "capabilities": s.Node.Capabilities, "pods": pods,
+	sections := map[string]any{
+		"agent": s.Agent, "node": node, "policy": s.Policy, "source": s.PodSource, "now": now,
 		"classes": classes(s), "troubles": map[string]any{"list": list, "counts": counts},
-		"knobs": map[string]any{"list": notNil(knobs), "hidden": len(s.Knobs) - len(knobs)},
-	} {
+	}
+	switch text := last.sections["pods"]; {
+	case text != nil && slices.EqualFunc(s.Pods, last.of.Pods, samePod):
+		v.sections["pods"] = text
+	default:
+		sections["pods"] = podViews(s)
+	}
+	switch text := last.sections["capabilities"]; {
+	case text != nil && slices.Equal(s.Node.Capabilities, last.of.Node.Capabilities):
+		v.sections["capabilities"] = text
+	default:
+		sections["capabilities"] = s.Node.Capabilities
+	}
+	switch text := last.sections["knobs"]; {
+	case text != nil && slices.Equal(s.Knobs, last.of.Knobs):
+		v.sections["knobs"] = text
+	default:
+		sections["knobs"] = map[string]any{"list": notNil(knobs), "hidden": len(s.Knobs) - len(knobs)}
+	}
+	for name, value := range sections {
 		text, err := json.Marshal(value)
 		if err != nil {
 			return nil, err
 		}
 		v.sections[name] = text
 	}
-	for i := len(s.Notes) - 1; i >= 0; i-- {
-		text, err := json.Marshal(&s.Notes[i])
+	var err error
+	v.notes, err = encodeNotes(s.Notes, last.notes)
+	return v, err
+}
+
+// same is text as a string: the one at i of the last rows if that says the same.
+func same(text []byte, last []string, i int) string {
+	if i < len(last) && last[i] == string(text) {
+		return last[i]
+	}
+	return string(text)
+}
+
+func podViews(s *server.State) []podView {
+	pods := make([]podView, len(s.Pods))
+	for i := range s.Pods {
+		p := &s.Pods[i]
+		pods[i] = podView{Name: p.Namespace + "/" + p.Name, Class: p.Class, Rule: p.ClassRule, QoS: p.QoSClass, Containers: []string{}}
+		for j := range p.Containers {
+			pods[i].Containers = append(pods[i].Containers, p.Containers[j].Name)
+		}
+	}
+	return pods
+}
+
+// samePod tells whether the podView of both is the same.
+func samePod(a, b server.Pod) bool {
+	return a.Namespace == b.Namespace && a.Name == b.Name && a.Class == b.Class && a.ClassRule == b.ClassRule && a.QoSClass == b.QoSClass &&
+		slices.EqualFunc(a.Containers, b.Containers, func(a, b server.Container) bool { return a.Name == b.Name })
+}
+
+// encodeNotes encodes entries, newest first, to notes, oldest first. Those that are among the last notes are taken from there.
+func encodeNotes(entries []decisionlog.Entry, last []note) ([]note, error) {
+	out := make([]note, 0, len(entries))
+	for i := len(entries) - 1; i >= 0; i-- {
+		id := entries[i].ID
+		for len(last) > 0 && last[0].id < id {
+			last = last[1:]
+		}
+		if len(last) > 0 && last[0].id == id {
+			out = append(out, last[0])
+			continue
+		}
+		text, err := json.Marshal(&entries[i])
 		if err != nil {
 			return nil, err
 		}
-		v.notes = append(v.notes, note{s.Notes[i].ID, text})
+		out = append(out, note{id, text})
 	}
-	return v, nil
+	return out, nil
 }
 
 func notNil[T any](s []T) []T {
@@ -220,10 +286,10 @@ func levelsOf(s *server.State) map[levelKey]string {
 	return out
 }
 
-// row encodes a container's figures as a JSON array of whole numbers, null where nothing was measured. The order is known to page.js.
+// row appends a container's figures as a JSON array of whole numbers, null where nothing was measured. The order is known to page.js.
 // Rounding keeps a container that idles from changing.
-func row(levels string, s *server.Signals) string {
-	b := append(make([]byte, 0, 96), `["`...)
+func row(b []byte, levels string, s *server.Signals) []byte {
+	b = append(b, `["`...)
 	b = append(append(b, cmp.Or(levels, "-----")...), '"')
 	num := func(ok bool, v float64) {
 		b = append(b, ',')
@@ -266,7 +332,7 @@ func row(levels string, s *server.Signals) string {
 	num(r.State == "ok", float64(r.OccupancyBytes)/(1<<10))               // KiB
 	num(r.State == "ok", r.BandwidthBytesPerSecond/1e6)                   // MB/s
 	num(s.Wait != nil && w.AgeSeconds > staleRow.Seconds(), w.AgeSeconds) // s; only when it matters
-	return string(append(b, ']'))
+	return append(b, ']')
 }
 
 // staleRow is the age from which a container's figures are shown as old.
