@@ -112,10 +112,10 @@ func measureBPF(ctx context.Context, l *lab.Lab, seconds, rounds int, r *result)
 	if r.Cost, err = b.costs(ctx); err != nil {
 		return fmt.Errorf("cost: %w", err)
 	}
-	if r.Pipe, err = b.slowdown(rounds, b.pipeOnce); err != nil {
+	if r.Pipe, err = b.slowdown(ctx, rounds, b.pipeOnce); err != nil {
 		return fmt.Errorf("pipe: %w", err)
 	}
-	if r.Messaging, err = b.slowdown(rounds, b.messagingOnce); err != nil {
+	if r.Messaging, err = b.slowdown(ctx, rounds, b.messagingOnce); err != nil {
 		return fmt.Errorf("messaging: %w", err)
 	}
 	contention := r.Cost[0].NS
@@ -378,15 +378,18 @@ func (b *bpf) messagingOnce() (float64, error) {
 
 // slowdown compares bare, the agent's programs (with the bench's own group as a tracked victim) and the tools, in turns that change with
 // each round.
-func (b *bpf) slowdown(rounds int, once func() (float64, error)) (d slowdown, err error) {
+func (b *bpf) slowdown(ctx context.Context, rounds int, once func() (float64, error)) (d slowdown, err error) {
 	d = slowdown{Rounds: rounds, Unit: "us per operation, or ms of a run", Took: map[string]summary{}, Slowdown: map[string]float64{}}
 	took := map[string][]float64{}
-	under := []string{"bare", "qos-agent"}
+	under := []string{"bare", ours}
 	for _, t := range b.tools {
 		under = append(under, t.name)
 	}
 	for round := range rounds {
 		for k := range under {
+			if err := ctx.Err(); err != nil {
+				return d, err
+			}
 			name := under[(k+round)%len(under)]
 			v, err := b.under(name, once)
 			if err != nil {
@@ -407,7 +410,7 @@ func (b *bpf) slowdown(rounds int, once func() (float64, error)) (d slowdown, er
 }
 
 func (b *bpf) under(name string, once func() (float64, error)) (v float64, err error) {
-	if name == "qos-agent" {
+	if name == ours {
 		t, err := b.trace(false)
 		if err != nil {
 			return 0, err

@@ -61,7 +61,7 @@ func (b *bpf) costs(ctx context.Context) (out []cost, err error) {
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("%s: %w", load.name, err), b.Tree.Empty(b.others))
 		}
-		c, err := b.cost(load.name)
+		c, err := b.cost(ctx, load.name)
 		stop()
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", load.name, err)
@@ -72,10 +72,13 @@ func (b *bpf) costs(ctx context.Context) (out []cost, err error) {
 }
 
 // cost measures under the load that runs now, with the kernel's accounting of BPF run time on, in interleaved windows.
-func (b *bpf) cost(load string) (cost, error) {
+func (b *bpf) cost(ctx context.Context, load string) (cost, error) {
 	seen := map[string][]float64{}
 	var rate []float64
 	for range costRounds {
+		if err := ctx.Err(); err != nil {
+			return cost{}, err
+		}
 		ns, switches, err := b.oursCost()
 		if err != nil {
 			return cost{}, err
