@@ -35,6 +35,7 @@ type RDT struct {
 	blind     bool          // nothing at all is known of anybody online ...
 	blindFrom time.Duration // ... since then
 
+	doubted  bool // somebody's limits were not in force in the last tick
 	violated bool // somebody's CPI is beyond its fence, as of the last survey
 	active   bool // some pod may be held back, on trial, kept from a level that was bad, or have ways of its own
 
@@ -89,6 +90,10 @@ type sharer struct {
 	paused  time.Duration // ... since then
 	resumed time.Duration // when it last ceased to be idle
 	pleaded time.Duration // when cores were last asked for
+
+	unmet   unmet
+	barred  time.Duration // its limits could not be set: no further cut before then
+	barWait time.Duration // and how long that was the last time
 }
 
 // limit is how far a pod is held back in one resource.
@@ -160,6 +165,7 @@ func (c *RDT) Step(in *Input) {
 	if !c.active && !c.violated {
 		return // as nearly always: nobody is hurt, and nobody is held back
 	}
+	c.concede(in)
 	c.verify(in)
 	c.look(in)
 	c.settle(in)
@@ -540,8 +546,11 @@ func (c *RDT) cut(in *Input, p *sharer, v *judge.Verdict, s judge.Share) outcome
 	if in.CPU != nil && in.Now-in.CPU.Blamed(in.PodID[p.pod]) < in.Spec.RDT.Verify.After.D() {
 		return waiting // its CPU time has just been cut: see first what that does
 	}
+	if p.unmet.on && in.Now >= p.barred {
+		return waiting // the last cut has not been made yet
+	}
 	for _, r := range orderOf(v.Axis) {
-		if in.Now < pr.until[r] {
+		if in.Now < pr.until[r] || r != cores && in.Now < p.barred {
 			continue
 		}
 		if pr.trial.open && pr.trial.resource != r && r.left(in, p) {

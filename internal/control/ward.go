@@ -29,6 +29,7 @@ type ward struct {
 	keep    time.Duration // how long it keeps them without need
 	pause   time.Duration // not again before
 
+	unmet unmet
 	prior uint64 // where it rested when another got ways of its own
 }
 
@@ -287,6 +288,7 @@ func (c *RDT) protect(in *Input) {
 		switch {
 		case !in.Spec.RDT.Cache.OnlineOwn || !ways.able(in):
 			c.disown(in, w, RulePolicy, "policy or machine changed")
+		case w.unmet.on: // they are not there yet
 		case !w.seen && age >= 2*in.Spec.RDT.Verify.After.D() && in.Now-w.need < in.Spec.RDT.Cooldown.D():
 			c.renounce(in, w, "it did not help")
 		case !w.seen && w.rest.long(in):

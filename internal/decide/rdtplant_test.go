@@ -27,6 +27,7 @@ type flow struct {
 	cores  float64 // at most this many CPUs
 	pen    float64 // cycles a miss: less for a stream, which has several under way
 	off    bool
+	stuck  string // why its limits cannot be set; "": they can
 
 	occ       float64 // MiB
 	mbps, cpi float64
@@ -220,6 +221,13 @@ func (m *memory) build() {
 			s.Node.Bandwidth = append(s.Node.Bandwidth, signal.DomainBandwidth{ID: d, At: m.now, Span: m.tick, State: m.state, TotalBytes: uint64(n * 1e6 * span)})
 		}
 	}
+	for i := range m.last.Shares {
+		if sh := &m.last.Shares[i]; sh.Ways.N > 0 || sh.MB.N > 0 {
+			if f := m.flow(sh.Pod[len("ns/"):]); f.stuck != "" {
+				s.Refused = append(s.Refused, signal.Refusal{Cgroup: sh.Cgroup, Knob: signal.KnobResctrl, Reason: f.stuck})
+			}
+		}
+	}
 	if m.waiting != nil {
 		m.waiting(s)
 	}
@@ -250,7 +258,7 @@ func (m *memory) step() {
 	for i, f := range m.flows {
 		f.ways, f.mb, f.own, f.allowed = 0, 0, false, f.cores
 		for _, s := range d.Shares {
-			if s.Pod == "ns/"+f.name && m.pol.spec.Mode == policy.Enforce {
+			if s.Pod == "ns/"+f.name && m.pol.spec.Mode == policy.Enforce && f.stuck == "" {
 				f.ways, f.mb, f.own = s.Ways.N, s.MB.N, s.Own
 				if s.Where != 0 && s.Where>>f.domain&1 == 0 {
 					f.ways, f.mb = 0, 0
@@ -947,5 +955,45 @@ func TestWaysOfItsOwnThatCostAnotherAreTakenBack(t *testing.T) {
 	given, ended := m.count(control.RuleOwnWays, ""), m.count(control.RuleOwnEnd, "")
 	if given == 0 || given > 2 || ended != given || a.own || b.own {
 		t.Errorf("ways of its own given %d times, taken back %d times; want once for each at most, and all of it", given, ended)
+	}
+}
+
+// TestWhatCouldNotBeWrittenProvesNothing: the hog's class cannot be written. It ends by itself while its cut is on trial, so the victim is well: that
+// is not the cut's doing. When it comes back, its cores are taken instead.
+func TestWhatCouldNotBeWrittenProvesNothing(t *testing.T) {
+	m := newMemory(t, 1, server("a"), hog("h1").stopped())
+	m.twin = New()
+	m.pol.spec.RDT.Cache.OnlineOwn = false
+	h := m.flow("h1")
+	h.stuck, h.cores = "resctrl: write: invalid argument", 4
+	m.run(15 * time.Second)
+	h.off = false
+	for m.count(control.RuleTickCut, "h1") == 0 {
+		if m.step(); m.now > 2*time.Hour {
+			t.Fatal("never cut")
+		}
+	}
+	m.run(500 * time.Millisecond)
+	h.off = true
+	m.run(10 * time.Second)
+	if n := m.count(control.RuleProven, "") + m.count(control.RuleTakeBack, ""); n > 0 {
+		t.Errorf("%d verdicts on a cut that was never made", n)
+	}
+	if m.count(control.RuleSkip, "h1") != 1 || h.ways != 0 {
+		t.Errorf("%d notes, want one that it could not be done", m.count(control.RuleSkip, "h1"))
+	}
+
+	h.off = false
+	m.run(5 * time.Second)
+	if m.count(control.RulePlea, "h1") == 0 || h.allowed >= h.cores {
+		t.Errorf("%d pleas, %v cores left to it of %v; want fewer", m.count(control.RulePlea, "h1"), h.allowed, h.cores)
+	}
+
+	// Once they can be set, that is tried again and proves itself.
+	h.stuck = ""
+	m.log = nil
+	m.run(5 * time.Minute)
+	if m.count(control.RuleProven, "h1") == 0 || h.ways == 0 {
+		t.Errorf("proven %d times, %d ways; want ways cut and proven in the end", m.count(control.RuleProven, "h1"), h.ways)
 	}
 }

@@ -47,9 +47,12 @@ type Snapshot struct {
 // Refusal is a setting of a group that could not be made.
 type Refusal struct {
 	Cgroup string // relative to a controller's mount
-	Knob   string // its name in metrics and journal, "cpuset.cpus"
+	Knob   string // its name in metrics and journal, "cpuset.cpus"; or KnobResctrl
 	Reason string
 }
+
+// KnobResctrl stands for all that resctrl limits for a pod. Such a refusal is repeated in each tick as long as it is so.
+const KnobResctrl = "resctrl"
 
 // Lost is what went missing between kernel and agent since the last step.
 type Lost struct {

@@ -232,7 +232,11 @@ func (s *stage) logNotes() {
 func (s *stage) follow(length time.Duration) {
 	s.t.Helper()
 	for end := time.Now().Add(length); time.Now().Before(end); time.Sleep(min(time.Second, max(0, time.Until(end)))) {
-		st := s.state()
+		st, err := s.agent.State(s.t.Context())
+		if err != nil {
+			s.t.Log(err) // on a busy host it may not answer in time
+			continue
+		}
 		line := ""
 		for _, v := range st.Verdicts {
 			if e := v.Evidence.CPI; e != nil && v.Axis == "cache" {
