@@ -285,7 +285,7 @@ func TestDamagedCheckpoints(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &daemon{node: tracetest.New(tracetest.Options{Containers: 6, CPUs: 8, Idle: -1, Hardware: true}), rec: rec, brain: decide.New(), policy: enforcing(nil)}
+	d := &daemon{node: tracetest.New(tracetest.Options{Containers: 12, CPUs: 8, Idle: -1, Hardware: true}), rec: rec, brain: decide.New(), policy: enforcing(nil)}
 	d.run(120)
 	if err := rec.Close(); err != nil {
 		t.Fatal(err)
