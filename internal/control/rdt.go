@@ -339,8 +339,12 @@ func (r resource) fit(in *Input, n int) int {
 func (c *RDT) survey(in *Input) {
 	judged, known := 0, 0
 	c.violated = false
-	for i := range in.Verdicts {
-		v := &in.Verdicts[i]
+	verdicts := in.Verdicts
+	if !in.Node.Caps.Perf {
+		verdicts = nil // there are none on these axes
+	}
+	for i := range verdicts {
+		v := &verdicts[i]
 		if v.Axis != judge.Cache && v.Axis != judge.Bandwidth {
 			continue
 		}
