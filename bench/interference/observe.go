@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/procfs"
 	"github.com/qos-agent/qos-agent/bench/lab"
 	"github.com/qos-agent/qos-agent/internal/sched"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
@@ -27,29 +28,19 @@ type usage struct {
 	ours            time.Duration // user time of the bench's groups
 }
 
-const tick = 10 * time.Millisecond // USER_HZ, which is 100 on every architecture that matters here
-
 func readUsage(s *lab.Lab, online, offline string) (u usage, err error) {
 	u.at = time.Now()
-	text, err := os.ReadFile("/proc/stat")
+	fs, err := procfs.NewDefaultFS()
 	if err != nil {
 		return u, err
 	}
-	line, _, _ := bytes.Cut(text, []byte("\n"))
-	f := strings.Fields(string(line))
-	if len(f) < 9 {
-		return u, fmt.Errorf("/proc/stat: %q", line)
+	stat, err := fs.Stat()
+	if err != nil {
+		return u, err
 	}
-	var t [8]time.Duration
-	for i := range t {
-		n, err := strconv.ParseInt(f[i+1], 10, 64)
-		if err != nil {
-			return u, fmt.Errorf("/proc/stat: %w", err)
-		}
-		t[i] = time.Duration(n) * tick
-	}
-	u.user, u.steal = t[0]+t[1], t[7]
-	u.busy = t[0] + t[1] + t[2] + t[5] + t[6]
+	t := stat.CPUTotal
+	u.user, u.steal = seconds(t.User+t.Nice), seconds(t.Steal)
+	u.busy = u.user + seconds(t.System+t.IRQ+t.SoftIRQ)
 	for group, into := range map[string]*time.Duration{online: &u.online, offline: &u.offline} {
 		if group != "" {
 			if *into, err = cpuTime(s, group); err != nil {
@@ -224,3 +215,5 @@ func arithmetic() time.Duration {
 	sink = x
 	return time.Since(start)
 }
+
+func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }

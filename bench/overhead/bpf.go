@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"math/bits"
@@ -22,7 +23,6 @@ import (
 	"github.com/qos-agent/qos-agent/pkg/ebpf"
 	"github.com/qos-agent/qos-agent/pkg/histogram"
 	"github.com/qos-agent/qos-agent/test/work"
-	"golang.org/x/sys/unix"
 )
 
 // agreement is in log2 buckets of microseconds: bucket n holds [2^n, 2^(n+1)) µs, bucket 0 everything below 2 µs.
@@ -39,14 +39,6 @@ type quantiles struct {
 	P99 int `json:"p99_log2us"`
 }
 
-// cost is nanoseconds of all programs of a tool, divided by the number of switches.
-type cost struct {
-	Load            string             `json:"load"`
-	SwitchesPerSec  float64            `json:"switches_per_second"`
-	OursNSPerSwitch float64            `json:"bpf_ns_per_switch"`
-	ToolNS          map[string]float64 `json:"tool_ns_per_switch"`
-}
-
 // slowdown is what a bench takes bare and under each tool.
 type slowdown struct {
 	Rounds   int                `json:"rounds"`
@@ -61,7 +53,7 @@ type summary struct {
 	Max    float64 `json:"max"`
 }
 
-// bpf is what the three measurements share: a victim's group and a competitor's.
+// bpf is what the measurements share: a victim's group and a competitor's.
 type bpf struct {
 	*lab.Lab
 	tools          []tool
@@ -83,7 +75,7 @@ type tool struct {
 }
 
 // measureBPF does all three, interleaved where they are compared.
-func measureBPF(l *lab.Lab, seconds, rounds int, r *result) (err error) {
+func measureBPF(ctx context.Context, l *lab.Lab, seconds, rounds int, r *result) (err error) {
 	for _, need := range [][2]string{{"runqlat", "libbpf-tools"}, {"perf", "linux-perf"}, {"taskset", "util-linux"}} {
 		if _, err := online.Find(need[0], need[1]); err != nil {
 			return err
@@ -117,21 +109,17 @@ func measureBPF(l *lab.Lab, seconds, rounds int, r *result) (err error) {
 	if r.Agreement, err = b.agreement(window); err != nil {
 		return fmt.Errorf("agreement: %w", err)
 	}
-	for _, load := range []string{"contention", "pipe"} {
-		c, err := b.cost(load, window)
-		if err != nil {
-			return fmt.Errorf("cost: %w", err)
-		}
-		r.Cost = append(r.Cost, c)
+	if r.Cost, err = b.costs(ctx); err != nil {
+		return fmt.Errorf("cost: %w", err)
 	}
-	if r.Pipe, err = b.slowdown(rounds, b.pipeOnce); err != nil {
+	if r.Pipe, err = b.slowdown(ctx, rounds, b.pipeOnce); err != nil {
 		return fmt.Errorf("pipe: %w", err)
 	}
-	if r.Messaging, err = b.slowdown(rounds, b.messagingOnce); err != nil {
+	if r.Messaging, err = b.slowdown(ctx, rounds, b.messagingOnce); err != nil {
 		return fmt.Errorf("messaging: %w", err)
 	}
-	contention, pipe := r.Cost[0], r.Pipe
-	r.OursNS, r.RunqlatNS, r.PipeSlowdown = contention.OursNSPerSwitch, contention.ToolNS["runqlat"], pipe.Slowdown["qos-agent"]
+	contention := r.Cost[0].NS
+	r.OursNS, r.RunqlatNS, r.PipeSlowdown = contention[ours].Median, contention["runqlat"].Median, r.Pipe.Slowdown[ours]
 	return nil
 }
 
@@ -151,14 +139,6 @@ func (b *bpf) stop() {
 		p.Stop()
 	}
 	b.load = nil
-}
-
-// contend makes a victim that works two thirds of the time beside three groups' worth of spinning.
-func (b *bpf) contend() error {
-	if err := b.start(b.victim, work.Pulse(2*time.Millisecond, time.Millisecond).On(0)); err != nil {
-		return err
-	}
-	return b.start(b.others, work.Spin.On(0), work.Spin.On(0), work.Pulse(100*time.Microsecond, 100*time.Microsecond).On(0))
 }
 
 // trace loads our programs with both groups tracked.
@@ -263,108 +243,6 @@ func bucketAt(counts []uint64, q float64) int {
 		}
 	}
 	return len(counts) - 1
-}
-
-// cost runs one load under ours and then under runqlat, with the kernel's accounting of BPF run time on.
-func (b *bpf) cost(load string, window time.Duration) (c cost, err error) {
-	c.Load = load
-	start := b.contend
-	if load == "pipe" {
-		start = func() error { return b.startPipe() }
-	}
-	if err := start(); err != nil {
-		return c, err
-	}
-	defer b.stop()
-	t, err := b.trace(true)
-	if err != nil {
-		return c, err
-	}
-	var before, after ebpf.Stats
-	if err := t.Stats(&before); err != nil {
-		return c, errors.Join(err, t.Close())
-	}
-	time.Sleep(window)
-	err = errors.Join(t.Stats(&after), t.Close())
-	if err != nil {
-		return c, err
-	}
-	var ns, switches uint64
-	for i := range after.Programs {
-		ns += after.Programs[i].RunNS - before.Programs[i].RunNS
-		if strings.Contains(after.Programs[i].Name, "switch") {
-			switches += after.Programs[i].Runs - before.Programs[i].Runs
-		}
-	}
-	if switches == 0 {
-		return c, fmt.Errorf("no program of a switch ran: %+v", after.Programs)
-	}
-	c.SwitchesPerSec, c.OursNSPerSwitch = float64(switches)/window.Seconds(), float64(ns)/float64(switches)
-	c.ToolNS = map[string]float64{}
-	for _, t := range b.tools {
-		if c.ToolNS[t.name], err = toolCost(t, window); err != nil {
-			return c, err
-		}
-	}
-	return c, nil
-}
-
-// toolCost is what a tool's programs take on whatever the machine does now.
-func toolCost(t tool, window time.Duration) (float64, error) {
-	on, err := cilium.EnableStats(unix.BPF_STATS_RUN_TIME)
-	if err != nil {
-		return 0, err
-	}
-	defer on.Close()
-	known := map[cilium.ProgramID]bool{}
-	if err := programs(func(id cilium.ProgramID, _ *cilium.Program) error { known[id] = true; return nil }); err != nil {
-		return 0, err
-	}
-	cmd, err := startTool(t)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
-	read := func() (ns, switches uint64, err error) {
-		most := uint64(0)
-		err = programs(func(id cilium.ProgramID, p *cilium.Program) error {
-			if known[id] {
-				return nil
-			}
-			info, err := p.Info()
-			if err != nil {
-				return err
-			}
-			stats, err := p.Stats()
-			if err != nil {
-				return err
-			}
-			ns += uint64(stats.Runtime)
-			// bpftrace names no program; that of switches runs at least as often as those of wakeups.
-			if strings.Contains(info.Name, "switch") {
-				switches += stats.RunCount
-			}
-			most = max(most, stats.RunCount)
-			return nil
-		})
-		if switches == 0 {
-			switches = most
-		}
-		return
-	}
-	ns0, sw0, err := read()
-	if err != nil {
-		return 0, err
-	}
-	time.Sleep(window)
-	ns1, sw1, err := read()
-	if err != nil {
-		return 0, err
-	}
-	if sw1 == sw0 {
-		return 0, fmt.Errorf("%s's program of switches did not run", t.name)
-	}
-	return float64(ns1-ns0) / float64(sw1-sw0), nil
 }
 
 // startTool traces everything, as an operator would, until it is killed. It returns when the tool's programs have been there for a
@@ -474,18 +352,6 @@ func (b *bpf) pipeArgs(loops int) []string {
 	return []string{"-c", fmt.Sprintf("echo $$ > %s && exec taskset -c %d perf bench -f simple sched pipe -l %d", procs, cpu, loops)}
 }
 
-// startPipe runs the pipe bench without end; stop ends it with the rest of the tree's loads.
-func (b *bpf) startPipe() error {
-	cmd := exec.Command("sh", b.pipeArgs(1<<30)...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	b.load = append(b.load, work.Adopt(cmd))
-	time.Sleep(300 * time.Millisecond)
-	return nil
-}
-
 // pipeOnce is the time of one round trip in µs.
 func (b *bpf) pipeOnce() (float64, error) {
 	const loops = 150_000
@@ -510,15 +376,18 @@ func (b *bpf) messagingOnce() (float64, error) {
 
 // slowdown compares bare, the agent's programs (with the bench's own group as a tracked victim) and the tools, in turns that change with
 // each round.
-func (b *bpf) slowdown(rounds int, once func() (float64, error)) (d slowdown, err error) {
+func (b *bpf) slowdown(ctx context.Context, rounds int, once func() (float64, error)) (d slowdown, err error) {
 	d = slowdown{Rounds: rounds, Unit: "us per operation, or ms of a run", Took: map[string]summary{}, Slowdown: map[string]float64{}}
 	took := map[string][]float64{}
-	under := []string{"bare", "qos-agent"}
+	under := []string{"bare", ours}
 	for _, t := range b.tools {
 		under = append(under, t.name)
 	}
 	for round := range rounds {
 		for k := range under {
+			if err := ctx.Err(); err != nil {
+				return d, err
+			}
 			name := under[(k+round)%len(under)]
 			v, err := b.under(name, once)
 			if err != nil {
@@ -539,7 +408,7 @@ func (b *bpf) slowdown(rounds int, once func() (float64, error)) (d slowdown, er
 }
 
 func (b *bpf) under(name string, once func() (float64, error)) (v float64, err error) {
-	if name == "qos-agent" {
+	if name == ours {
 		t, err := b.trace(false)
 		if err != nil {
 			return 0, err

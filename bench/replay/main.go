@@ -345,6 +345,7 @@ type childCmd struct {
 
 // Run replays, and prints what it took.
 func (c *childCmd) Run(ctx context.Context) error {
+	defer replay.Spare()() // as qos-agent replay does
 	files, err := trace.Files(c.Dir)
 	if err != nil {
 		return err

@@ -23,6 +23,7 @@ import (
 	"github.com/qos-agent/qos-agent/internal/whatif"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
 	"github.com/qos-agent/qos-agent/test/daemon"
+	"github.com/qos-agent/qos-agent/test/groups"
 )
 
 // Scene is the node made ready: the service under load and the batch work run until Close.
@@ -86,18 +87,25 @@ func Open(ctx context.Context, share float64) (_ *Scene, err error) {
 	return s, s.startBatch()
 }
 
-// startBatch starts two loops for each CPU, of which every piece prints a line.
-func (s *Scene) startBatch() error {
+// Batch is a command that runs two loops of xz for each CPU in a group, of which every piece prints a line. It keeps its input in dir.
+func Batch(tree *groups.Tree, group, dir string) (*exec.Cmd, error) {
 	xz, err := online.Find("xz", "xz-utils")
+	if err != nil {
+		return nil, err
+	}
+	input := filepath.Join(dir, "xz.in")
+	if err := os.WriteFile(input, []byte(online.Prose(xzBytes)), 0o644); err != nil {
+		return nil, err
+	}
+	script := fmt.Sprintf(`i=0; while [ $i -lt %d ]; do (while :; do %s -1 -c %s >/dev/null; echo; done) & i=$((i+1)); done; wait`, 2*runtime.NumCPU(), xz, input)
+	return tree.Command(group, "/bin/sh", "-c", script), nil
+}
+
+func (s *Scene) startBatch() error {
+	cmd, err := Batch(s.Tree, s.batch, s.Dir)
 	if err != nil {
 		return err
 	}
-	input := filepath.Join(s.Dir, "xz.in")
-	if err := os.WriteFile(input, []byte(online.Prose(xzBytes)), 0o644); err != nil {
-		return err
-	}
-	script := fmt.Sprintf(`i=0; while [ $i -lt %d ]; do (while :; do %s -1 -c %s >/dev/null; echo; done) & i=$((i+1)); done; wait`, 2*runtime.NumCPU(), xz, input)
-	cmd := s.Tree.Command(s.batch, "/bin/sh", "-c", script)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return err

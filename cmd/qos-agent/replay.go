@@ -71,7 +71,9 @@ func (c *replayCmd) Run(e env) error {
 			return err
 		}
 	}
+	undo := replay.Spare()
 	out := c.all(e, series, other)
+	undo()
 	if c.JSON && !c.WhatIf {
 		if err := c.printJSON(e.stdout, out); err != nil {
 			return err

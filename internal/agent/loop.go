@@ -194,6 +194,9 @@ func (l *loop) onTick(due uint64) {
 	l.o.Instruments.Overruns.Add(due - 1)
 	l.snapshot = l.o.Collector.Tick()
 	l.snapshot.Refused, l.refused = l.refused, nil
+	if l.acting && l.o.Classes != nil {
+		l.snapshot.Refused = l.o.Classes.Unmet(l.snapshot.Refused)
+	}
 	l.mayAct(start)
 	if l.o.Recorder.WantsState() {
 		l.o.Recorder.State(l.decide.Checkpoint)

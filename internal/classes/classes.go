@@ -381,7 +381,7 @@ func (e *Executor) tell(o knob.ClassOutcome) {
 // failed tells of a failure once, until it is another one or has gone, and has everything tried again later.
 func (e *Executor) failed(o knob.ClassOutcome, err error) {
 	e.later()
-	key := o.Resource + " " + o.Group + " " + o.Pod
+	key := about(o.Resource, o.Group, o.Pod)
 	if e.said[key] == err.Error() {
 		return
 	}
@@ -399,7 +399,7 @@ func (e *Executor) failed(o knob.ClassOutcome, err error) {
 
 func (e *Executor) works(resource, group, pod string) {
 	if len(e.said) > 0 {
-		delete(e.said, resource+" "+group+" "+pod)
+		delete(e.said, about(resource, group, pod))
 	}
 }
 

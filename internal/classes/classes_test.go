@@ -15,6 +15,7 @@ import (
 	"github.com/qos-agent/qos-agent/internal/journal"
 	"github.com/qos-agent/qos-agent/internal/knob"
 	"github.com/qos-agent/qos-agent/internal/policy"
+	"github.com/qos-agent/qos-agent/internal/signal"
 	"github.com/qos-agent/qos-agent/pkg/rdt"
 	"github.com/qos-agent/qos-agent/pkg/rdt/rdttest"
 )
@@ -390,6 +391,52 @@ func TestFailuresAreToldOnceAndTriedAgain(t *testing.T) {
 	b.did(b.apply(hog)) // not yet
 	b.now = b.now.Add(2 * time.Second)
 	b.did(b.apply(hog), "offline L3 0=7ff>0=3 written")
+}
+
+// TestUnmet: whose limits are not in force is told as long as it is so, and nobody else.
+func TestUnmet(t *testing.T) {
+	b := newBench(t, full)
+	hog, calm := limited(b.pod(knob.RoleOffline, "hog", 20), 2, 0), b.pod(knob.RoleOffline, "calm", 21)
+	refuse := ""
+	b.fake.Before = func(op, name, text string) error {
+		if refuse != "" && strings.HasSuffix(name, refuse) {
+			return unix.EIO
+		}
+		return nil
+	}
+	want := func(reason string) {
+		t.Helper()
+		got := b.e.Unmet(nil)
+		switch {
+		case reason == "" && len(got) == 0:
+		case len(got) != 1 || got[0].Cgroup != hog.Cgroup || got[0].Knob != signal.KnobResctrl || reason == "" || !strings.Contains(got[0].Reason, reason):
+			t.Errorf("unmet: %+v, want %q of the hog", got, reason)
+		}
+	}
+	want("")
+	b.apply(hog, calm)
+	want("")
+	refuse = "schemata"
+	b.apply(limited(hog, 1, 0), calm)
+	want("input/output error")
+	b.apply(limited(hog, 1, 0), calm)
+	want("input/output error")
+	refuse = ""
+	b.now = b.now.Add(2 * time.Second)
+	b.apply(limited(hog, 1, 0), calm)
+	want("")
+
+	b.policy.Edits = policy.Yield
+	b.apply(limited(hog, 1, 0), calm)
+	for _, c := range b.e.Held() {
+		if c.Ways == 1 {
+			if err := b.fake.Write(c.Group+"/schemata", []byte("L3:0=ff\n")); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	b.e.Audit()
+	want("someone else")
 }
 
 func TestObserveOnlyMonitors(t *testing.T) {

@@ -56,8 +56,11 @@ func (b *Burst) Step(in *Input) {
 		return
 	}
 	for i := range in.Containers {
+		if !in.Judge.Judges(i) {
+			continue
+		}
 		s := &in.Containers[i].CPU
-		if s.ThrottledPeriods == 0 && b.at[i] == nil || !in.Online(i) {
+		if s.ThrottledPeriods == 0 && b.at[i] == nil {
 			continue
 		}
 		t := b.at[i]

@@ -210,8 +210,8 @@ func (c *CPU) Step(in *Input) {
 	c.survey(in)
 	c.verify(in)
 	if c.contended {
-		for i := range in.Verdicts {
-			c.weigh(in, &in.Verdicts[i])
+		for v := range in.cpuVerdicts {
+			c.weigh(in, v)
 		}
 	}
 	c.heed(in)
@@ -514,11 +514,7 @@ func offlineOfEvent(in *Input, event int) int {
 func (c *CPU) survey(in *Input) {
 	judged, known := 0, 0
 	c.contended = false
-	for i := range in.Verdicts {
-		v := &in.Verdicts[i]
-		if v.Axis != judge.CPU {
-			continue
-		}
+	for v := range in.cpuVerdicts {
 		judged++
 		if v.Level == judge.Unknown {
 			if unsettling(in, v) {
@@ -563,7 +559,7 @@ func unsettling(in *Input, v *judge.Verdict) bool {
 
 // weigh cuts the culprits that a verdict names: one step each, and everybody else who is noticeable only when these have nothing left.
 func (c *CPU) weigh(in *Input, v *judge.Verdict) {
-	if v.Axis != judge.CPU || v.Level != judge.Violated || v.Reason != judge.Contention {
+	if v.Level != judge.Violated || v.Reason != judge.Contention {
 		return
 	}
 	k := complaint{rule: RuleTickCut, container: v.Sample, wait: v.P99}

@@ -32,6 +32,23 @@ type Input struct {
 // tick reports whether this is a regular step.
 func (in *Input) tick() bool { return in.Trigger == signal.Tick }
 
+// cpuVerdicts is the verdicts on the CPU axis. All containers have the same axes, the CPU first, so those in between need not be looked at.
+func (in *Input) cpuVerdicts(yield func(*judge.Verdict) bool) {
+	all := in.Verdicts
+	if len(all) == 0 || all[0].Axis != judge.CPU {
+		return
+	}
+	axes := 1
+	for axes < len(all) && all[axes].Sample == all[0].Sample {
+		axes++
+	}
+	for i := 0; i < len(all); i += axes {
+		if !yield(&all[i]) {
+			return
+		}
+	}
+}
+
 // Rules that lead to a want or a note.
 const (
 	RulePosture    = "posture"     // the standing treatment of offline pods
@@ -49,6 +66,7 @@ const (
 	RuleSkip       = "skip"        // something that the policy asks for and that cannot be done
 	RuleOwnWays    = "own-ways"    // an online pod gets a part of the cache for itself
 	RuleOwnEnd     = "own-end"     // it has not needed it for long, or it did not help
+	RulePress      = "press"       // a victim rests too high: a further step of whoever is known to hurt it
 	RulePlea       = "plea"        // neither cache nor bandwidth can be cut further, or at all: cores are taken instead
 	RuleBurst      = "burst"       // an online container may borrow from its quieter periods
 	RuleBurstEnd   = "burst-end"   // it has not needed to for long

@@ -25,8 +25,8 @@ import (
 type RDT struct {
 	pods  []*sharer          // by index into Pods; nil for what is not offline
 	byID  map[uint32]*sharer // by PodID
-	own   []*owner           // by index into Pods; nil for what has no part of the cache for itself
-	owns  map[uint32]*owner  // by PodID
+	wards []*ward            // by index into Pods; nil for what is not online
+	watch map[uint32]*ward   // by PodID
 	names []string           // of pods, by index into Pods
 	shut  []bool             // likewise: its group is off limits
 
@@ -35,8 +35,11 @@ type RDT struct {
 	blind     bool          // nothing at all is known of anybody online ...
 	blindFrom time.Duration // ... since then
 
+	doubted  bool // somebody's limits were not in force in the last tick
 	violated bool // somebody's CPI is beyond its fence, as of the last survey
 	active   bool // some pod may be held back, on trial, kept from a level that was bad, or have ways of its own
+
+	stirred time.Duration // when a limit or owned ways last changed
 
 	settled bool // limits and owned ways are what they were when Shares was last called
 	caps    signal.Capabilities
@@ -87,6 +90,10 @@ type sharer struct {
 	paused  time.Duration // ... since then
 	resumed time.Duration // when it last ceased to be idle
 	pleaded time.Duration // when cores were last asked for
+
+	unmet   unmet
+	barred  time.Duration // its limits could not be set: no further cut before then
+	barWait time.Duration // and how long that was the last time
 }
 
 // limit is how far a pod is held back in one resource.
@@ -158,14 +165,18 @@ func (c *RDT) Step(in *Input) {
 	if !c.active && !c.violated {
 		return // as nearly always: nobody is hurt, and nobody is held back
 	}
+	c.concede(in)
 	c.verify(in)
 	c.look(in)
+	c.settle(in)
 	for i := range in.Verdicts {
 		if c.violated {
 			c.weigh(in, &in.Verdicts[i])
 		}
 		c.approach(in, &in.Verdicts[i])
 	}
+	c.relieve(in)
+	c.press(in)
 	c.protect(in)
 	c.regrow(in)
 	c.release(in)
@@ -174,8 +185,8 @@ func (c *RDT) Step(in *Input) {
 
 // acting reports whether there is anything for the next step to look after.
 func (c *RDT) acting(in *Input) bool {
-	for _, o := range c.own {
-		if o != nil && o.n > 0 {
+	for _, w := range c.wards {
+		if w != nil && w.n > 0 {
 			return true
 		}
 	}
@@ -198,16 +209,16 @@ func (c *RDT) acting(in *Input) bool {
 // sync follows pods to their new indexes, and forgets those that are gone or no longer what they were.
 func (c *RDT) sync(in *Input) {
 	if c.byID == nil {
-		c.byID, c.owns = make(map[uint32]*sharer), make(map[uint32]*owner)
+		c.byID, c.watch = make(map[uint32]*sharer), make(map[uint32]*ward)
 	}
 	for _, p := range c.byID {
 		p.pod = -1
 	}
-	for _, o := range c.owns {
-		o.pod = -1
+	for _, w := range c.watch {
+		w.pod = -1
 	}
 	c.settled = false
-	c.pods, c.own, c.names, c.shut = c.pods[:0], c.own[:0], c.names[:0], c.shut[:0]
+	c.pods, c.wards, c.names, c.shut = c.pods[:0], c.wards[:0], c.names[:0], c.shut[:0]
 	for i, id := range in.PodID {
 		c.names = append(c.names, in.Pods[i].Key())
 		c.shut = append(c.shut, offLimits(in.Pods[i].Cgroup) != "")
@@ -227,22 +238,24 @@ func (c *RDT) sync(in *Input) {
 			})
 		}
 		c.pods = append(c.pods, p)
-		o := c.owns[id]
-		if o != nil && in.Class[i] == policy.Online {
-			o.pod = i
-		} else {
-			o = nil
+		var w *ward
+		if in.Class[i] == policy.Online && !c.shut[i] {
+			if w = c.watch[id]; w == nil {
+				w = &ward{key: c.names[i], pause: never}
+				c.watch[id] = w
+			}
+			w.pod = i
 		}
-		c.own = append(c.own, o)
+		c.wards = append(c.wards, w)
 	}
 	for id, p := range c.byID {
 		if p.pod < 0 {
 			delete(c.byID, id)
 		}
 	}
-	for id, o := range c.owns {
-		if o.pod < 0 {
-			delete(c.owns, id)
+	for id, w := range c.watch {
+		if w.pod < 0 {
+			delete(c.watch, id)
 		}
 	}
 }
@@ -308,7 +321,7 @@ func (c *RDT) refit(in *Input) {
 			}
 			if to != n {
 				c.note(in, p, r, Note{Rule: RulePolicy, Text: "policy or machine changed"}, to)
-				c.set(p, r, to, RulePolicy)
+				c.set(in, p, r, to, RulePolicy)
 			}
 		}
 	}
@@ -326,8 +339,12 @@ func (r resource) fit(in *Input, n int) int {
 func (c *RDT) survey(in *Input) {
 	judged, known := 0, 0
 	c.violated = false
-	for i := range in.Verdicts {
-		v := &in.Verdicts[i]
+	verdicts := in.Verdicts
+	if !in.Node.Caps.Perf {
+		verdicts = nil // there are none on these axes
+	}
+	for i := range verdicts {
+		v := &verdicts[i]
 		if v.Axis != judge.Cache && v.Axis != judge.Bandwidth {
 			continue
 		}
@@ -397,7 +414,11 @@ func (c *RDT) weigh(in *Input, v *judge.Verdict) {
 	}
 	if v.Reason != judge.Contention {
 		c.undo(in, v)
+		c.makeWay(in, v)
 		return
+	}
+	if c.trying() != nil && c.makeWay(in, v) {
+		return // see first whether it was that
 	}
 	named := v.Culprits()
 	if v.Joint && offlinePermille(named) < in.Spec.Judge.CulpritPercent*10 {
@@ -406,6 +427,8 @@ func (c *RDT) weigh(in *Input, v *judge.Verdict) {
 	settling := c.settling(in, v)
 	if settling {
 		c.undo(in, v)
+	} else if c.protected(in, v, named) {
+		return
 	}
 	found, spent := 0, 0
 	for _, s := range named {
@@ -429,7 +452,7 @@ func (c *RDT) weigh(in *Input, v *judge.Verdict) {
 			}
 		}
 	}
-	if v.Axis == judge.Cache && spent >= found {
+	if spent >= found && !c.makeWay(in, v) {
 		c.deserve(in, v)
 	}
 }
@@ -478,7 +501,7 @@ func (c *RDT) takeBack(in *Input, v *judge.Verdict, p *sharer, pr *sharing) {
 		to, pause := int(l.ascent.before), l.relapse(in)
 		c.note(in, p, r, Note{Rule: RuleRegrowUndo, Victim: c.names[v.Pod], CPI: v.CPI.CPI, CPIFence: v.CPI.CPIFence, Belief: pr.belief, Pause: pause}, to)
 		l.cut, l.good, l.ascent.grown, p.lastCut, p.named, l.victim = in.Now, amount(to), false, in.Now, in.Now, c.names[v.Pod]
-		c.set(p, r, to, RuleRegrowUndo)
+		c.set(in, p, r, to, RuleRegrowUndo)
 		c.warn(in, p, r, in.PodID[v.Pod])
 	}
 }
@@ -524,8 +547,11 @@ func (c *RDT) cut(in *Input, p *sharer, v *judge.Verdict, s judge.Share) outcome
 	if in.CPU != nil && in.Now-in.CPU.Blamed(in.PodID[p.pod]) < in.Spec.RDT.Verify.After.D() {
 		return waiting // its CPU time has just been cut: see first what that does
 	}
+	if p.unmet.on && in.Now >= p.barred {
+		return waiting // the last cut has not been made yet
+	}
 	for _, r := range orderOf(v.Axis) {
-		if in.Now < pr.until[r] {
+		if in.Now < pr.until[r] || r != cores && in.Now < p.barred {
 			continue
 		}
 		if pr.trial.open && pr.trial.resource != r && r.left(in, p) {
@@ -560,7 +586,7 @@ func (c *RDT) cut(in *Input, p *sharer, v *judge.Verdict, s judge.Share) outcome
 			Belief: pr.belief, Pause: pause}, to)
 		p.limit[r].cut, p.limit[r].ascent.grown, p.lastCut = in.Now, false, in.Now
 		p.limit[r].victim, p.limit[r].where = c.names[v.Pod], where
-		c.set(p, r, to, rule)
+		c.set(in, p, r, to, rule)
 		if pause > 0 {
 			c.warn(in, p, r, in.PodID[v.Pod])
 		}
@@ -770,7 +796,7 @@ func (c *RDT) refute(in *Input, p *sharer, pr *sharing, cpi uint64) {
 	if t.resource != cores && !p.needed() {
 		p.limit[t.resource].where = t.where
 		p.limit[t.resource].ascent.grown = false
-		c.set(p, t.resource, to, RuleTakeBack)
+		c.set(in, p, t.resource, to, RuleTakeBack)
 	}
 	p.lastCut = never // the next resource may be tried at once
 }
@@ -837,7 +863,7 @@ func (c *RDT) warn(in *Input, p *sharer, r resource, victim uint32) {
 func (c *RDT) regrow(in *Input) {
 	s := &in.Spec.RDT
 	hold, every := s.Hold.D(), max(s.RegrowEvery.D(), in.Spec.Judge.CPI.Window.D())
-	if in.Now-c.unknown < hold {
+	if in.Now-c.unknown < hold || c.trying() != nil || c.pushing() || !c.shows(in) {
 		return
 	}
 	for _, p := range c.pods {
@@ -850,7 +876,7 @@ func (c *RDT) regrow(in *Input) {
 			continue
 		}
 		quiet := in.Now - max(p.lastCut, p.named, p.resumed)
-		if p.onTrial() || quiet < hold || in.Now-c.suffering < hold && quiet < absolution*hold {
+		if p.onTrial() || c.tight(in, p) || quiet < hold || in.Now-c.suffering < hold && quiet < absolution*hold {
 			continue
 		}
 		for _, r := range [...]resource{bandwidth, ways} { // what costs the pod most comes back first
@@ -874,7 +900,7 @@ func (c *RDT) regrow(in *Input) {
 			for i := range p.pairs {
 				p.pairs[i].looked, p.pairs[i].near = 0, 0
 			}
-			c.set(p, r, to, RuleRegrow)
+			c.set(in, p, r, to, RuleRegrow)
 			break
 		}
 	}
@@ -900,20 +926,21 @@ func (c *RDT) release(in *Input) {
 			if p.limit[r].n != 0 {
 				c.note(in, p, r, Note{Rule: RuleRelease, Text: "no counters of any online container"}, 0)
 				p.limit[r].ascent.grown = false
-				c.set(p, r, 0, RuleRelease)
+				c.set(in, p, r, 0, RuleRelease)
 			}
 		}
 	}
-	for _, o := range c.own {
-		if o != nil && o.n > 0 {
-			c.disown(in, o, RuleRelease, "no counters of any online container")
+	for _, w := range c.wards {
+		if w != nil && w.n > 0 {
+			c.disown(in, w, RuleRelease, "no counters of any online container")
 		}
 	}
 }
 
 // set gives a pod a limit.
-func (c *RDT) set(p *sharer, r resource, n int, rule string) {
+func (c *RDT) set(in *Input, p *sharer, r resource, n int, rule string) {
 	c.settled = false
+	c.stir(in)
 	l := &p.limit[r]
 	l.n, l.rule = n, rule
 	if n == 0 {
@@ -970,8 +997,8 @@ func (c *RDT) Shares(in *Input, dst []knob.Share) []knob.Share {
 			s.Ways, s.MB = p.part(ways), p.part(bandwidth)
 			s.Where = p.where()
 		}
-		if o := c.own[i]; o != nil && o.n > 0 {
-			s.Own, s.Ways = true, knob.Part{N: o.n, Owner: OwnerCache, Rule: RuleOwnWays}
+		if w := c.wards[i]; w != nil && w.n > 0 {
+			s.Own, s.Ways = true, knob.Part{N: w.n, Owner: OwnerCache, Rule: RuleOwnWays}
 		}
 		dst = append(dst, s)
 	}

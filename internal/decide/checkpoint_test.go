@@ -3,10 +3,14 @@ package decide
 import (
 	"bytes"
 	"errors"
+	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
+	"github.com/qos-agent/qos-agent/internal/control"
 	"github.com/qos-agent/qos-agent/internal/policy"
+	"github.com/qos-agent/qos-agent/internal/wire"
 )
 
 // rebirth is a state made from a checkpoint of s.
@@ -57,6 +61,37 @@ func TestRestoreRefusesWhatItDoesNotKnow(t *testing.T) {
 	for name, bad := range map[string][]byte{"short": data[:len(data)-1], "long": append(bytes.Clone(data), 0), "empty": nil} {
 		if _, err := Restore(StateLayout(), bad); err == nil {
 			t.Errorf("%s: no error", name)
+		}
+	}
+}
+
+// TestCheckpointInAnotherOrder restores what a version wrote that remembered the same things in another order.
+func TestCheckpointInAnotherOrder(t *testing.T) {
+	p := newPlant(t, 4, &job{name: "guilty", class: policy.Offline, demand: 4, hurt: 3000, bias: 1}, &job{name: "web", class: policy.Online, demand: 1})
+	p.run(3 * time.Second)
+	data := p.brain.Checkpoint(nil)
+	// The field that comes last goes to the front: in the layout, and in the bytes.
+	layout := StateLayout()
+	cut := strings.LastIndex(layout, ",input:")
+	if cut < 0 {
+		t.Fatal("input is not the last field of State")
+	}
+	type input struct{ Input control.Input }
+	tail := wire.MustCompile[input]().Append(nil, unsafe.Pointer(&input{}))
+	if !bytes.HasSuffix(data, tail) {
+		t.Fatal("input is not empty between steps")
+	}
+	other := "{" + layout[cut+1:len(layout)-1] + "," + layout[1:cut] + "}"
+	s, err := Restore(other, append(tail, data[:len(data)-len(tail)]...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(s.Checkpoint(nil), data) {
+		t.Error("it is not the same state")
+	}
+	for _, l := range []string{layout[:cut] + "}", strings.Replace(layout, ",input:", ",inputs:", 1)} {
+		if Restorable(l) {
+			t.Errorf("a layout that lacks something is taken")
 		}
 	}
 }

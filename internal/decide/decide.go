@@ -66,8 +66,9 @@ type State struct {
 
 	shares []knob.Share
 	mode   policy.Mode
-	wants  [2]wants    // of the controllers of CPU and burst
-	plan   []knob.Want // all of them, sorted, no target twice
+	wants  [2]wants     // of the controllers of CPU and burst
+	plan   []knob.Want  // all of them, sorted, no target twice
+	sorted []*knob.Want `wire:"-"` // scratch of merge
 	notes  []control.Note
 	grant  []control.Grant
 	view   judge.View
@@ -153,17 +154,28 @@ func (s *State) merge(snap *signal.Snapshot, cpu bool) (changed bool) {
 	if !changed {
 		return false
 	}
-	s.plan = append(append(s.plan[:0], s.wants[0].now...), s.wants[1].now...)
-	slices.SortStableFunc(s.plan, func(a, b knob.Want) int {
-		return cmp.Or(strings.Compare(a.Cgroup, b.Cgroup), cmp.Compare(a.Kind, b.Kind))
-	})
-	s.plan = slices.CompactFunc(s.plan, func(a, b knob.Want) bool {
-		if a.Target != b.Target {
-			return false
+	// Wants are large, so only pointers to them are sorted.
+	s.sorted = s.sorted[:0]
+	for k := range s.wants {
+		for i := range s.wants[k].now {
+			s.sorted = append(s.sorted, &s.wants[k].now[i])
 		}
-		s.notes = append(s.notes, control.Note{At: snap.Now, Owner: b.Owner, Rule: control.RuleSkip, Pod: b.Pod,
-			Text: a.Kind.String() + " of " + a.Cgroup + " is " + a.Pod + "'s already"})
-		return true
+	}
+	slices.SortStableFunc(s.sorted, func(a, b *knob.Want) int {
+		if c := strings.Compare(a.Cgroup, b.Cgroup); c != 0 {
+			return c
+		}
+		return cmp.Compare(a.Kind, b.Kind)
 	})
+	s.plan = s.plan[:0]
+	for _, w := range s.sorted {
+		if n := len(s.plan); n > 0 && s.plan[n-1].Target == w.Target {
+			first := &s.plan[n-1]
+			s.notes = append(s.notes, control.Note{At: snap.Now, Owner: w.Owner, Rule: control.RuleSkip, Pod: w.Pod,
+				Text: first.Kind.String() + " of " + first.Cgroup + " is " + first.Pod + "'s already"})
+			continue
+		}
+		s.plan = append(s.plan, *w)
+	}
 	return true
 }

@@ -11,16 +11,17 @@ import (
 // waits is the sliding window over a container's run-queue waits: their histogram, and where the long ones went.
 type waits struct {
 	span
-	tally  tallies
-	parts  [Parts]pair // both halves, the younger alone
-	pods   []blamed
 	events pair
+	pods   []blamed
+	parts  [Parts]pair // both halves, the younger alone
+	at     []int32     `wire:"-"` // by index into Pods, one more than where the pod is among pods; 0: nowhere. Empty: to be made
+	tally  tallies
 }
 
 // blamed is another pod's part of the waits.
 type blamed struct {
 	id  uint32
-	pod int // index into Pods; -1: the pod is gone
+	pod int32 // index into Pods; -1: the pod is gone
 	ns  pair
 }
 
@@ -31,8 +32,9 @@ func (w *waits) follow(podAt map[uint32]int) {
 		if !ok {
 			at = -1
 		}
-		w.pods[i].pod = at
+		w.pods[i].pod = int32(at)
 	}
+	w.at = w.at[:0]
 }
 
 // add takes the sample of the container at index i into the window.
@@ -46,10 +48,11 @@ func (w *waits) add(v *View, i int, width time.Duration) {
 	case reset:
 		w.tally.reset()
 		w.parts, w.pods, w.events = [Parts]pair{}, w.pods[:0], pair{}
+		w.at = w.at[:0]
 	}
 	w.tally.add(s.Buckets)
 
-	hint := 0
+	next := 0 // on a node where always the same wait for the same, blame comes in the same order at each tick
 	victim := v.Containers[i].Pod
 	for _, b := range s.Blame {
 		part, pod := attribute(v, victim, b.Culprit)
@@ -58,9 +61,13 @@ func (w *waits) add(v *View, i int, width time.Duration) {
 			w.parts[part][1] += b.NS
 			continue
 		}
-		hint = w.entry(pod, v.PodID[pod], hint)
-		w.pods[hint].ns[0] += b.NS
-		w.pods[hint].ns[1] += b.NS
+		at := next
+		if at >= len(w.pods) || w.pods[at].pod != int32(pod) {
+			at = w.entry(v, pod)
+		}
+		w.pods[at].ns[0] += b.NS
+		w.pods[at].ns[1] += b.NS
+		next = at + 1
 	}
 }
 
@@ -70,31 +77,35 @@ func (w *waits) turn() {
 	for i := range w.parts {
 		w.parts[i] = pair{w.parts[i][1], 0}
 	}
-	kept := w.pods[:0]
-	for _, b := range w.pods {
-		if b.ns[1] != 0 {
-			b.ns = pair{b.ns[1], 0}
-			kept = append(kept, b)
+	kept := 0
+	for i := range w.pods {
+		b := w.pods[i]
+		w.pods[kept] = blamed{b.id, b.pod, pair{b.ns[1], 0}}
+		if b.ns[1] != 0 { // which no processor foresees, so that there is better nothing else to do
+			kept++
 		}
 	}
-	w.pods = kept
+	w.pods = w.pods[:kept]
+	w.at = w.at[:0]
 	w.events = pair{w.events[1], 0}
 }
 
-// entry finds or makes the entry of a pod. Blame comes in the same order at each tick, so the search begins behind the
-// entry found last.
-func (w *waits) entry(pod int, id uint32, last int) int {
-	for k := range w.pods {
-		i := last + k
-		if i >= len(w.pods) {
-			i -= len(w.pods)
-		}
-		if w.pods[i].id == id {
-			return i
+// entry finds or makes the entry of a pod. A container on a busy node waits for a hundred others in turn.
+func (w *waits) entry(v *View, pod int) int {
+	if len(w.at) != len(v.Pods) {
+		w.at = slices.Grow(w.at[:0], len(v.Pods))[:len(v.Pods)]
+		clear(w.at)
+		for i := range w.pods {
+			if at := int(w.pods[i].pod); at >= 0 && at < len(w.at) {
+				w.at[at] = int32(i + 1)
+			}
 		}
 	}
-	w.pods = append(w.pods, blamed{id: id, pod: pod})
-	return len(w.pods) - 1
+	if w.at[pod] == 0 {
+		w.pods = append(w.pods, blamed{id: v.PodID[pod], pod: int32(pod)})
+		w.at[pod] = int32(len(w.pods))
+	}
+	return int(w.at[pod]) - 1
 }
 
 // attribute turns a culprit as the kernel side names it into another pod, or into a part that is nobody's if pod is -1. Containers
@@ -137,7 +148,7 @@ func (s *State) cpu(v *View, i int, t *track, vd *Verdict) {
 	w, j := &t.waits, &v.Spec.Judge
 	vd.Samples, vd.Window, vd.P99 = w.tally.total(), w.covered, w.tally.p99()
 	vd.ThrottledPermille = permille(t.quota.all[0], t.quota.all[1])
-	vd.StealPermille = permille(s.steal.all[0], s.steal.all[1])
+	vd.StealPermille = s.stolen
 
 	if few := vd.Samples < uint64(j.MinSamples); few {
 		// A percentile of a handful means nothing, but if not even the longest of them is beyond the objective, all is well.
@@ -177,7 +188,7 @@ func (s *State) attribute(v *View, w *waits, vd *Verdict) {
 	from := len(s.shares)
 	for _, b := range w.pods {
 		if b.pod >= 0 && b.ns[0] > 0 {
-			s.shares = append(s.shares, Share{Pod: b.pod, Class: v.Class[b.pod], NS: b.ns[0], Permille: permille(b.ns[0], vd.AttributedNS)})
+			s.shares = append(s.shares, Share{Pod: int(b.pod), Class: v.Class[b.pod], NS: b.ns[0], Permille: permille(b.ns[0], vd.AttributedNS)})
 		}
 	}
 	vd.Shares = s.shares[from:len(s.shares):len(s.shares)]

@@ -2,6 +2,7 @@ package judge
 
 import (
 	"math"
+	"slices"
 	"time"
 
 	"github.com/qos-agent/qos-agent/internal/policy"
@@ -14,6 +15,9 @@ type State struct {
 	byID   map[uint32]*track // by ContainerID
 	podAt  map[uint32]int    // PodID -> index into Pods
 	steal  sums              // node: stolen, total CPU time
+	// stolen is what steal comes to, in thousandths, at this step.
+	stolen int   `wire:"-"`
+	slots  slots `wire:"-"`
 
 	baselines map[string]*baseline // by Workload
 	uses      uint64               // of baselines, to know the oldest
@@ -27,16 +31,23 @@ type State struct {
 	scratch   [binSamples]uint32
 }
 
-// track is one online container's windows.
+// slots is what decides which verdict is about which container and axis, and by what it is judged: while it stays the same, the verdict
+// of the tick before lies where the next one will.
+type slots struct {
+	spec      *policy.Spec
+	psi, perf bool // capabilities
+}
+
+// track is one online container's windows. What every tick looks at comes first.
 type track struct {
-	sample int // index into Containers; -1 while sync has not met it
-	waits  waits
-	quota  sums // throttled periods, periods
+	sample int  // index into Containers; -1 while sync has not met it
 	memory sums // stalled µs, µs
-	io     sums
+	quota  sums // throttled periods, periods
+	levels [axes]standing
+	waits  waits
+	io     sums // as memory
 	cpi    cpiTrack
 	base   *baseline
-	levels [axes]standing
 }
 
 // standing is a level and when it was reached.
@@ -55,10 +66,11 @@ func (s *standing) reach(l Level, now time.Duration) time.Duration {
 }
 
 // Step judges one step. Findings are about the view's events, in their order; verdicts exist for ticks only, in the order of
-// Containers, then of axes. Both are valid until the next step.
+// Containers, then of axes, which are the same for all. Both are valid until the next step.
 func (s *State) Step(v *View) ([]Verdict, []Finding) {
 	if v.Changed {
 		s.sync(v)
+		s.slots = slots{}
 	}
 	s.findings = s.findings[:0]
 	for i := range v.Events {
@@ -73,15 +85,19 @@ func (s *State) Step(v *View) ([]Verdict, []Finding) {
 	n := &v.Node.CPU
 	if n.At != 0 {
 		total := uint64(n.Span) * uint64(len(v.Node.Topology.CPUs))
-		s.steal.add(n.At, n.Span, w, pair{n.StealNS, total})
+		s.steal.add(n.At, n.Span, w, n.StealNS, total)
 	}
+	s.stolen = permille(s.steal.all[0], s.steal.all[1])
 	s.survey(v)
+	now := slots{v.Spec, v.Node.Caps.GroupPSI, v.Node.Caps.Perf}
+	same := now == s.slots
+	s.slots = now
 	for i, t := range s.tracks {
 		if t == nil {
 			continue
 		}
-		s.fold(v, i, t, w)
-		s.judge(v, i, t)
+		pressed := s.fold(v, i, t, w)
+		s.judge(v, i, t, same && !pressed)
 	}
 	return s.verdicts, s.findings
 }
@@ -102,6 +118,9 @@ func (s *State) Read(i int) (r Reading, ok bool) {
 	w := &s.tracks[i].waits
 	return Reading{P99: w.tally.p99(), Samples: w.tally.total(), Events: w.events[0], Window: w.covered}, true
 }
+
+// Judges reports whether the container at index i is online, as of the last step.
+func (s *State) Judges(i int) bool { return i < len(s.tracks) && s.tracks[i] != nil }
 
 // Index finds an online container by its ContainerID.
 func (s *State) Index(id uint32) (i int, ok bool) {
@@ -156,24 +175,27 @@ func (s *State) sync(v *View) {
 	}
 }
 
-// fold takes what is new of a container into its windows.
-func (s *State) fold(v *View, i int, t *track, w time.Duration) {
+// fold takes what is new of a container into its windows. pressed: its pressure is.
+func (s *State) fold(v *View, i int, t *track, w time.Duration) (pressed bool) {
 	c := &v.Containers[i]
 	if c.Wait.At != 0 {
 		t.waits.add(v, i, w)
 	}
 	if c.CPU.At != 0 && c.CPU.At != t.quota.at {
-		t.quota.add(c.CPU.At, c.CPU.Span, w, pair{c.CPU.ThrottledPeriods, c.CPU.Periods})
+		t.quota.add(c.CPU.At, c.CPU.Span, w, c.CPU.ThrottledPeriods, c.CPU.Periods)
 	}
 	if p := &c.PSI; p.At != 0 && p.At != t.memory.at { // the window of io has the same readings
 		us := uint64(p.Span / time.Microsecond)
-		t.memory.add(p.At, p.Span, w, pair{p.Memory.SomeUS, us})
-		t.io.add(p.At, p.Span, w, pair{p.IO.SomeUS, us})
+		t.memory.add(p.At, p.Span, w, p.Memory.SomeUS, us)
+		t.io.add(p.At, p.Span, w, p.IO.SomeUS, us)
+		return true
 	}
+	return false
 }
 
-// judge appends the container's verdicts, one for each axis that has an objective.
-func (s *State) judge(v *View, i int, t *track) {
+// judge appends the container's verdicts, one for each axis that has an objective. steady: there is nothing new about its pressure, nor about where
+// its verdicts lie.
+func (s *State) judge(v *View, i int, t *track, steady bool) {
 	o, c := &v.Spec.Objectives, &v.Containers[i]
 	if o.CPUWaitP99 > 0 {
 		vd := s.next(v, i, CPU)
@@ -181,12 +203,13 @@ func (s *State) judge(v *View, i int, t *track) {
 		settle(v, t, vd)
 	}
 	if v.Node.Caps.GroupPSI {
-		if o.MemoryStallPercent > 0 {
+		fresh := steady && freshness(v, c.PSI.At) == None
+		if o.MemoryStallPercent > 0 && !(fresh && s.again(t, Memory)) {
 			vd := s.next(v, i, Memory)
 			stall(v, vd, c.PSI.At, &t.memory, o.MemoryStallPercent)
 			settle(v, t, vd)
 		}
-		if o.IOStallPercent > 0 {
+		if o.IOStallPercent > 0 && !(fresh && s.again(t, IO)) {
 			vd := s.next(v, i, IO)
 			stall(v, vd, c.PSI.At, &t.io, o.IOStallPercent)
 			settle(v, t, vd)
@@ -203,17 +226,26 @@ func (s *State) judge(v *View, i int, t *track) {
 // first: whoever fills in a verdict that is OK sets all that he ever sets in one that is OK, and unknown clears it.
 func (s *State) next(v *View, i int, axis Axis) *Verdict {
 	n := len(s.verdicts)
-	if n < cap(s.verdicts) {
-		s.verdicts = s.verdicts[:n+1]
-	} else {
-		s.verdicts = append(s.verdicts, Verdict{})
+	if n == cap(s.verdicts) {
+		s.verdicts = slices.Grow(s.verdicts, max(1, int(Cache)*len(s.byID)-n)) // without counters there is none on the cache
 	}
+	s.verdicts = s.verdicts[:n+1]
 	vd := &s.verdicts[n]
 	if vd.Axis != axis || vd.Level != OK {
 		*vd = Verdict{Axis: axis}
 	}
 	vd.Sample, vd.Pod, vd.Reason = i, v.Containers[i].Pod, None
 	return vd
+}
+
+// again appends the verdict of the tick before, which is where it was, unless that was that nothing is known. Pressure is read once a second,
+// and so at most ticks there is nothing new to say of it.
+func (s *State) again(t *track, axis Axis) bool {
+	if l := &t.levels[axis]; !l.known || l.level == Unknown {
+		return false
+	}
+	s.verdicts = s.verdicts[:len(s.verdicts)+1]
+	return true
 }
 
 // unknown makes the verdict one of which nothing can be said.

@@ -1,11 +1,13 @@
 package judge
 
 import (
+	"math/rand/v2"
 	"slices"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"pgregory.net/rapid"
 
 	"github.com/qos-agent/qos-agent/internal/policy"
@@ -596,5 +598,62 @@ func BenchmarkTick(b *testing.B) {
 	b.ResetTimer()
 	for range b.N {
 		w.step()
+	}
+}
+
+// TestKeptVerdictsAreThoseOfJudgingAgain lets two states see the same: one keeps what it can, the other judges everything anew.
+func TestKeptVerdictsAreThoseOfJudgingAgain(t *testing.T) {
+	rng := rand.New(rand.NewPCG(7, 1))
+	w := newWorld()
+	var fresh State
+	kept := 0
+	for n := range 600 {
+		w.now += tick
+		c := w.snap.Containers
+		for i := range c {
+			c[i].Wait = signal.WaitSample{At: w.now, Span: tick}
+			if rng.IntN(3) > 0 {
+				w.waits(i, time.Duration(rng.Int64N(int64(5*time.Millisecond))), uint32(1+rng.IntN(20)), ns(signal.Culprit(rng.IntN(len(c))), 1000), ns(signal.CulpritKernel, 10))
+			}
+			if n%10 == i%10 && n%200 < 150 { // for a while nothing is read
+				c[i].PSI = signal.PSISample{At: w.now, Span: time.Second, Memory: signal.Pressure{SomeUS: rng.Uint64N(300_000)}, IO: signal.Pressure{SomeUS: rng.Uint64N(300_000)}}
+			}
+			if n%5 == i%5 {
+				c[i].CPU = signal.CPUSample{At: w.now, Span: 5 * tick, Periods: 5, ThrottledPeriods: rng.Uint64N(3)}
+			}
+		}
+		switch rng.IntN(40) {
+		case 0:
+			w.view.Changed = true
+		case 1:
+			spec := w.spec
+			spec.Objectives.MemoryStallPercent = float64(rng.IntN(3) * 5)
+			w.spec = spec
+			w.state.slots, fresh.slots = slots{}, slots{} // a policy that changes is another spec
+		case 2:
+			w.snap.Node.Caps.GroupPSI = !w.snap.Node.Caps.GroupPSI
+		}
+		trigger := signal.Tick
+		if rng.IntN(10) == 0 {
+			trigger = signal.Event
+		}
+		changed := w.view.Changed
+		got, _ := w.again(trigger)
+		fresh.slots = slots{}
+		for _, tr := range fresh.tracks {
+			if tr != nil {
+				tr.waits.tally.known, tr.waits.at = false, nil
+			}
+		}
+		w.view.Changed = changed
+		want, _ := fresh.Step(&w.view)
+		w.view.Changed = false
+		if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
+			t.Fatalf("step %d (-anew +kept):\n%s", n, diff)
+		}
+		kept += len(got)
+	}
+	if kept < 1000 {
+		t.Errorf("only %d verdicts", kept)
 	}
 }

@@ -10,21 +10,25 @@ import (
 // Tally is a histogram of waits to which samples are added and of which the 99th percentile is asked often. Counts are 32 bits
 // wide: a window of a minute would have to see 70 million dispatches a second to overflow them. The zero value is empty.
 type Tally struct {
-	counts [histogram.Buckets]uint32
 	total  uint64
 	top    int // no bucket above it is in use
+	counts [histogram.Buckets]uint32
 }
 
-// Add counts the waits of a sample.
+// Add counts the waits of a sample, whose buckets ascend.
 func (t *Tally) Add(buckets []signal.Bucket) {
+	total := t.total // in a register: it might lie among the counts for all that the compiler knows
+	last := t.top
 	for _, b := range buckets {
-		if int(b.Index) >= histogram.Buckets {
-			continue
+		i := int(b.Index)
+		if i >= histogram.Buckets {
+			break // they ascend
 		}
-		t.counts[b.Index] += b.Count
-		t.total += uint64(b.Count)
-		t.top = max(t.top, int(b.Index))
+		t.counts[i] += b.Count
+		total += uint64(b.Count)
+		last = i
 	}
+	t.total, t.top = total, max(t.top, last)
 }
 
 // Total is how many waits were counted.
@@ -68,19 +72,28 @@ func p99(total uint64, top int, a, b *[histogram.Buckets]uint32) time.Duration {
 
 // tallies is a sliding window over waits. Its halves are kept apart, so that a wait is added once and nothing is copied when they turn.
 type tallies struct {
-	halves [2]Tally
 	young  uint8
+	known  bool          `wire:"-"` // last is the present percentile: nothing was added since it was worked out
+	last   time.Duration `wire:"-"`
+	halves [2]Tally
 }
 
-func (t *tallies) add(buckets []signal.Bucket) { t.halves[t.young&1].Add(buckets) }
+func (t *tallies) add(buckets []signal.Bucket) {
+	if len(buckets) > 0 {
+		t.known = false
+		t.halves[t.young&1].Add(buckets)
+	}
+}
 
 // turn empties the older half, which becomes the younger one.
 func (t *tallies) turn() {
 	t.young ^= 1
+	t.known = false
 	t.halves[t.young&1].Reset()
 }
 
 func (t *tallies) reset() {
+	t.known = false
 	t.halves[0].Reset()
 	t.halves[1].Reset()
 }
@@ -90,7 +103,10 @@ func (t *tallies) total() uint64 { return t.halves[0].total + t.halves[1].total 
 func (t *tallies) top() int { return max(t.halves[0].top, t.halves[1].top) }
 
 func (t *tallies) p99() time.Duration {
-	return p99(t.total(), t.top(), &t.halves[0].counts, &t.halves[1].counts)
+	if !t.known {
+		t.last, t.known = p99(t.total(), t.top(), &t.halves[0].counts, &t.halves[1].counts), true
+	}
+	return t.last
 }
 
 // floor is a lower bound of the longest wait.
@@ -145,7 +161,7 @@ type sums struct {
 }
 
 // add takes the deltas of a sample into the window.
-func (s *sums) add(at, d, w time.Duration, p pair) {
+func (s *sums) add(at, d, w time.Duration, part, whole uint64) {
 	switch s.next(at, d, w) {
 	case repeat:
 		return
@@ -154,10 +170,10 @@ func (s *sums) add(at, d, w time.Duration, p pair) {
 	case reset:
 		s.all, s.recent = pair{}, pair{}
 	}
-	for i, n := range p {
-		s.all[i] += n
-		s.recent[i] += n
-	}
+	s.all[0] += part
+	s.all[1] += whole
+	s.recent[0] += part
+	s.recent[1] += whole
 }
 
 // permille is part of whole in thousandths, rounded down; 0 of nothing is 0.

@@ -30,8 +30,8 @@ type CacheControl struct {
 	FloorWays int `yaml:"floorWays" json:"floorWays" want:"1..32"`
 	// CutPercent of a culprit's ways go at one cut; more if it is known how many the victim needs.
 	CutPercent int `yaml:"cutPercent" json:"cutPercent" want:"1..100"`
-	// OnlineOwn gives an online pod ways of its own when cutting offline pods has not helped and it is known how much cache it
-	// used while it was well.
+	// OnlineOwn gives an online pod ways of its own when those who hurt it have as few as can be, that has not been enough, and it is
+	// known how much cache it used while it was well.
 	OnlineOwn bool `yaml:"onlineOwn" json:"onlineOwn"`
 }
 

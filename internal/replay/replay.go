@@ -11,6 +11,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"runtime/debug"
 	"time"
 
 	"github.com/qos-agent/qos-agent/internal/decide"
@@ -132,18 +134,31 @@ type run struct {
 	o        Options
 	res      *Result
 	brain    *decide.State
-	exact    bool // brain is what the recording agent's was
+	decision decide.Decision // the last
+	exact    bool            // brain is what the recording agent's was
 	digester *trace.Digester
 	digest   trace.Digest
 	can      []bool // fields of a digest that can be compared
 	layout   string
-	seq      uint64 // of the last step
-	prevNow  time.Duration
-	compare  comparer
-	scratch  []byte
-	policies map[string]bool
-	total    int64
-	before   int64 // bytes of the files before
+	// restorable: checkpoints of that layout say what a brain remembers.
+	restorable bool
+	seq        uint64 // of the last step
+	prevNow    time.Duration
+	compare    comparer
+	scratch    []byte
+	policies   map[string]bool
+	total      int64
+	before     int64 // bytes of the files before
+}
+
+// Spare makes a program that does nothing but replay spare itself much of the collection of garbage: a replay has a few MB in use, whatever the
+// length of the recording, and may as well have four times as much garbage. It gives back what undoes it. GOGC in the environment wins.
+func Spare() (undo func()) {
+	if os.Getenv("GOGC") != "" {
+		return func() {}
+	}
+	was := debug.SetGCPercent(400)
+	return func() { debug.SetGCPercent(was) }
 }
 
 // Run replays a series. It returns what it has found so far also with an error.
@@ -213,18 +228,25 @@ func (r *run) trim(files []*trace.Reader) ([]*trace.Reader, error) {
 
 // file replays one file. more is false when the end that was asked for has been reached.
 func (r *run) file(ctx context.Context, f *trace.Reader, first bool) (more bool, err error) {
+	// A checkpoint can hold what no controller ever remembers, and bytes of it that lead nowhere are not found out by reading it.
+	defer func() {
+		if p := recover(); p != nil {
+			more, err = false, fmt.Errorf("%s: step %d cannot be decided on, so the checkpoint before it is damaged, or there is a mistake in this program: %v", f.Name(), r.seq, p)
+		}
+	}()
 	info := f.Info()
 	if first {
 		r.res.Host, r.res.Agent, r.res.Run = info.Hostname, info.Agent, info.Run
 	}
 	r.can, r.layout = f.Comparable(), info.StateLayout
+	r.restorable = decide.Restorable(r.layout)
 	for _, m := range f.Missing() {
 		r.warn("%s: %s was not recorded", f.Name(), m)
 	}
 	for _, m := range f.Dropped() {
 		r.warn("%s: %s is not known to this version", f.Name(), m)
 	}
-	if r.o.Verify && r.layout != decide.StateLayout() {
+	if r.o.Verify && !r.restorable {
 		r.warn("%s was recorded by a version (%s) that remembered other things: its checkpoints cannot be used, and decisions may differ", f.Name(), info.Agent)
 	}
 	at := f.Pos()
@@ -294,7 +316,8 @@ func (r *run) step(s *trace.Step, wanted bool) (more bool, err error) {
 	if r.o.Policy != nil {
 		p = r.o.Policy
 	}
-	d := r.brain.Step(s.Snapshot, p)
+	r.decision = r.brain.Step(s.Snapshot, p)
+	d := &r.decision
 	if !wanted {
 		return true, nil
 	}
@@ -302,13 +325,13 @@ func (r *run) step(s *trace.Step, wanted bool) (more bool, err error) {
 		r.rule(d.Notes[i].Owner, d.Notes[i].Rule).Replayed++
 	}
 	if r.o.Each != nil {
-		r.o.Each(s, &d)
+		r.o.Each(s, d)
 	}
 	switch {
 	case r.o.Verify:
-		return r.verify(s, &d), nil
+		return r.verify(s, d), nil
 	case r.o.Policy != nil:
-		if diff := r.compare.policies(s, &d); diff != nil {
+		if diff := r.compare.policies(s, d); diff != nil {
 			r.differ(diff)
 		}
 	}
@@ -331,10 +354,14 @@ func (r *run) resume(s *trace.Step) error {
 		return nil
 	case r.brain != nil && (r.exact || r.o.Policy != nil):
 		// The brain has come here by itself. With the recorded policy it must now remember the same.
-		if r.o.Verify && r.layout == decide.StateLayout() {
+		if r.o.Verify && r.restorable {
+			recorded, err := r.checkpoint(s)
+			if err != nil {
+				return err
+			}
 			r.scratch = r.brain.Checkpoint(r.scratch[:0])
 			r.res.Checkpoints++
-			if !bytes.Equal(r.scratch, s.State) {
+			if !bytes.Equal(r.scratch, recorded) {
 				r.differ(&Difference{At: s.Snapshot.Wall, Seq: s.Snapshot.Seq, Fields: []string{"State"},
 					Text: []string{"what the controllers remember before this step is not what the recording agent remembered"}})
 				r.exact = false
@@ -353,6 +380,18 @@ func (r *run) resume(s *trace.Step) error {
 	}
 	r.brain, r.exact = brain, true
 	return nil
+}
+
+// checkpoint is the step's in the layout of this version, in which those of a brain are.
+func (r *run) checkpoint(s *trace.Step) ([]byte, error) {
+	if r.layout == decide.StateLayout() {
+		return s.State, nil
+	}
+	brain, err := decide.Restore(r.layout, s.State)
+	if err != nil {
+		return nil, fmt.Errorf("step %d: %w", s.Snapshot.Seq, err)
+	}
+	return brain.Checkpoint(nil), nil
 }
 
 func (r *run) count(s *trace.Step) {

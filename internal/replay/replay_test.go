@@ -2,7 +2,10 @@ package replay
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -270,5 +273,75 @@ func TestGroup(t *testing.T) {
 	}
 	if len(got) != 2 || filepath.Dir(got[0].Files[0]) != a || !slices.IsSorted(got[0].Files) || !slices.IsSorted(got[1].Files) || got[0].Run == got[1].Run {
 		t.Errorf("%+v", got)
+	}
+}
+
+// TestDamagedCheckpoints replays recordings whose checkpoints hold what no controller remembers: there is an error that says where, or none, but
+// the program goes on.
+func TestDamagedCheckpoints(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 5))
+	dir, failed := t.TempDir(), 0
+	rec, err := trace.NewRecorder(trace.RecorderOptions{Dir: dir, MaxBytes: 1 << 30, Wait: true, StateEvery: 5 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &daemon{node: tracetest.New(tracetest.Options{Containers: 12, CPUs: 8, Idle: -1, Hardware: true}), rec: rec, brain: decide.New(), policy: enforcing(nil)}
+	d.run(120)
+	if err := rec.Close(); err != nil {
+		t.Fatal(err)
+	}
+	files, err := trace.Files(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range 60 {
+		in, err := trace.Open(files[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		name := filepath.Join(dir, fmt.Sprint(n)+trace.Ext)
+		out, err := os.Create(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w, err := trace.NewWriter(out, *in.Info(), trace.WriterOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for met := 0; ; {
+			s, err := in.Next()
+			if err == io.EOF {
+				break
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			if s.State != nil {
+				met++
+			}
+			if met < 2 {
+				continue // the first is of a brain that has met nobody
+			}
+			if s.State != nil {
+				s.State = slices.Clone(s.State)
+				for range 1 + rng.IntN(3) {
+					s.State[rng.IntN(len(s.State))] = byte(rng.IntN(256))
+				}
+			}
+			if err := w.Append(s); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := errors.Join(w.Close(), out.Close(), in.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Run(context.Background(), Series{Files: []string{name}}, Options{}); err != nil {
+			failed++
+			if !strings.Contains(err.Error(), "checkpoint") || !strings.Contains(err.Error(), "step ") {
+				t.Errorf("an error that does not say what is wrong: %v", err)
+			}
+		}
+	}
+	if failed == 0 {
+		t.Error("no change of a checkpoint was noticed: none was made")
 	}
 }

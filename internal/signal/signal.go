@@ -47,9 +47,12 @@ type Snapshot struct {
 // Refusal is a setting of a group that could not be made.
 type Refusal struct {
 	Cgroup string // relative to a controller's mount
-	Knob   string // its name in metrics and journal, "cpuset.cpus"
+	Knob   string // its name in metrics and journal, "cpuset.cpus"; or KnobResctrl
 	Reason string
 }
+
+// KnobResctrl stands for all that resctrl limits for a pod. Such a refusal is repeated in each tick as long as it is so.
+const KnobResctrl = "resctrl"
 
 // Lost is what went missing between kernel and agent since the last step.
 type Lost struct {
@@ -100,19 +103,20 @@ type ContainerSample struct {
 	Pod       int // index into Snapshot.Pods
 	Container int // index into that pod's Containers
 
+	// What every step looks at comes first, side by side: there are hundreds of these, and they do not all stay in the fastest cache.
+	Wait   WaitSample
+	CPU    CPUSample
+	PSI    PSISample
+	Memory MemorySample
+	Perf   PerfSample
+	RDT    RDTSample
+
 	// CPUs is where the container may run by the will of others (a static CPU manager, an operator), whatever the agent has
 	// made of it since. Empty: not known, taken as all. Without it a cut by cpuset could push a pod onto CPUs that
 	// belong to somebody else alone.
 	CPUs cpuset.Set
 	// NoCPUSet says that the container's group has no cpuset to set: cgroup v2, and the controller is not enabled there.
 	NoCPUSet bool
-
-	Wait   WaitSample
-	CPU    CPUSample
-	Memory MemorySample
-	PSI    PSISample
-	Perf   PerfSample
-	RDT    RDTSample
 }
 
 // WaitSample is the run-queue wait of a container's tasks since it was last read: of an online container at the last tick, of others some ticks

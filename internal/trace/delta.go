@@ -31,6 +31,8 @@ type part struct {
 	span   int // index of the leaf Span, which mostly reaches back to the reading before; -1: none
 	// foretold has the bits of both.
 	foretold uint64
+	// plain: they are the first two, and the reader has a place for both, as of all parts of this version.
+	plain bool
 	// rest is the index of the leaf with a pod's parts by cache domain, of which the last is written as what the totals leave; see turn.
 	rest int
 }
@@ -233,7 +235,22 @@ func (p *part) decode(s *source, at unsafe.Pointer, now uint64) {
 		return
 	}
 	var wasAt uint64
-	for todo := mask | p.foretold; todo != 0; todo &= todo - 1 {
+	todo := mask | p.foretold
+	if p.plain {
+		when, span := (*uint64)(unsafe.Add(at, p.leaves[0].offset)), (*uint64)(unsafe.Add(at, p.leaves[1].offset))
+		wasAt, *when = *when, now
+		if mask&1 != 0 {
+			*when += uint64(s.signed(streamValueSize))
+		}
+		if wasAt != 0 {
+			*span = *when - wasAt
+		}
+		if mask&2 != 0 {
+			*span += uint64(s.signed(streamValueSize))
+		}
+		todo &^= 3
+	}
+	for ; todo != 0; todo &= todo - 1 {
 		i := bits.TrailingZeros64(todo)
 		l := &p.leaves[i]
 		to := unsafe.Add(at, l.offset)
@@ -316,6 +333,7 @@ func (r *recordType) bind(file []partSchema) (out *recordType, missing, dropped 
 			p.leaves = append(p.leaves, l)
 		}
 		p.predict()
+		p.plain = p.at == 0 && p.span == 1 && p.leaves[0].word && p.leaves[1].word
 		if p.at >= 0 && p.leaves[p.at].t == nil {
 			return nil, nil, nil, fmt.Errorf("schema of %s.%s: this version does not know when it was read", r.name, ps.Name)
 		}

@@ -17,8 +17,9 @@ import (
 const (
 	magic        = "QOSTRACE"
 	trailerMagic = "QOSINDEX"
-	// Format is the version that is written, and the only one that is read.
-	Format = 3
+	// Format is the version that is written, oldest the first of those that are read.
+	Format = 4
+	oldest = 3
 
 	preambleLen = 16
 	headerLen   = 48
@@ -138,18 +139,20 @@ var ErrOlder = errors.New("recorded in an older format")
 // ErrNotTrace says that a file is no recording at all.
 var ErrNotTrace = errors.New("not a recording of qos-agent")
 
-func checkPreamble(b []byte) error {
+// checkPreamble returns the format of the file that begins like that.
+func checkPreamble(b []byte) (format uint32, err error) {
 	if len(b) < preambleLen || string(b[:8]) != magic {
-		return ErrNotTrace
+		return 0, ErrNotTrace
 	}
 	if binary.LittleEndian.Uint32(b[12:]) != crc32.Checksum(b[:12], castagnoli) {
-		return fmt.Errorf("%w: the checksum of its first bytes is wrong", ErrNotTrace)
+		return 0, fmt.Errorf("%w: the checksum of its first bytes is wrong", ErrNotTrace)
 	}
 	switch v := binary.LittleEndian.Uint32(b[8:]); {
 	case v > Format:
-		return fmt.Errorf("%w: %d, and this qos-agent reads %d; use a newer one", ErrNewer, v, Format)
-	case v < Format:
-		return fmt.Errorf("%w: %d, and this qos-agent reads %d; use the qos-agent that recorded it", ErrOlder, v, Format)
+		return v, fmt.Errorf("%w: %d, and this qos-agent reads %d to %d; use a newer one", ErrNewer, v, oldest, Format)
+	case v < oldest:
+		return v, fmt.Errorf("%w: %d, and this qos-agent reads %d to %d; use the qos-agent that recorded it", ErrOlder, v, oldest, Format)
+	default:
+		return v, nil
 	}
-	return nil
 }

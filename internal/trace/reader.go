@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"math/bits"
 	"os"
 	"slices"
 	"time"
@@ -27,6 +28,7 @@ type Reader struct {
 	closer io.Closer
 	size   int64
 	unpack *unpacker
+	format uint32
 	info   Info
 	plan   plan
 	index  []IndexEntry
@@ -42,7 +44,8 @@ type Reader struct {
 	at       int64 // of the frame that is being read
 	left     uint32
 	s        source
-	buf      []byte
+	buf      []byte // of the file ...
+	bufAt    int64  // ... from there on
 	streams  [numStreams][]byte
 	bytes    [numStreams]StreamBytes
 	hasBase  bool
@@ -52,12 +55,15 @@ type Reader struct {
 	base       base
 	containers []signal.ContainerSample // of the last tick, with waits
 	spare      []signal.ContainerSample
+	splits     *[numRates]uint8         // of buckets' bytes, by rate
 	quiet      []signal.ContainerSample // the same without waits, for events
 	isQuiet    bool
 	own        []signal.ContainerSample // an event's own
 	buckets    []signal.Bucket
 	blame      []signal.Blame
 	events     []signal.WaitEvent
+	podBytes   []byte       // the list of pods of the last key frame, as written ...
+	keyPods    []signal.Pod // ... and read
 	zones      map[zone]*time.Location
 	digest     Digest
 	decided    decide.Decision // the kept fields
@@ -120,7 +126,7 @@ func NewReader(name string, in io.ReaderAt, size int64) (*Reader, error) {
 	if _, err := in.ReadAt(first, 0); err != nil && !errors.Is(err, io.EOF) {
 		return nil, r.fail(-1, 0, err)
 	}
-	if err := checkPreamble(first); err != nil {
+	if r.format, err = checkPreamble(first); err != nil {
 		return nil, r.fail(-1, 0, err)
 	}
 	payload, err := r.read()
@@ -137,6 +143,7 @@ func NewReader(name string, in io.ReaderAt, size int64) (*Reader, error) {
 		return nil, r.fail(0, r.at, err)
 	}
 	r.digest = make(Digest, len(r.plan.ours))
+	r.splits = splitsOf(r.format)
 	if err := r.loadIndex(); err != nil {
 		return nil, err
 	}
@@ -240,6 +247,23 @@ func (r *Reader) peek(offset int64, h *frameHeader) error {
 	return h.parse(b[:])
 }
 
+// readAhead is how much is read of the file at once.
+const readAhead = 64 << 10
+
+// fetch is n bytes of the file, which has them. They are valid until the next call.
+func (r *Reader) fetch(offset, n int64) ([]byte, error) {
+	if from := offset - r.bufAt; from >= 0 && from+n <= int64(len(r.buf)) {
+		return r.buf[from : from+n], nil
+	}
+	more := max(n, min(readAhead, r.size-offset))
+	r.buf, r.bufAt = slices.Grow(r.buf[:0], int(more))[:more], offset
+	if _, err := r.in.ReadAt(r.buf, offset); err != nil {
+		r.buf = r.buf[:0]
+		return nil, err
+	}
+	return r.buf[:n], nil
+}
+
 // read reads the next frame. It returns io.EOF at the end of the file, be it torn or not.
 func (r *Reader) read() ([]byte, error) {
 	r.at = r.offset
@@ -250,19 +274,19 @@ func (r *Reader) read() ([]byte, error) {
 		}
 		return nil, io.EOF
 	}
-	err := r.peek(r.offset, &r.header)
+	b, err := r.fetch(r.offset, headerLen)
 	if err != nil {
+		return nil, r.fail(frame, r.offset, err)
+	}
+	if err := r.header.parse(b); err != nil {
 		return nil, r.damaged(frame, err)
 	}
 	n := int64(r.header.length)
 	if r.offset+headerLen+n > r.size {
 		return nil, r.damaged(frame, fmt.Errorf("the file ends %d bytes into a frame of %d", r.size-r.offset, headerLen+n))
 	}
-	if int64(cap(r.buf)) < n {
-		r.buf = make([]byte, n+n/4)
-	}
-	b := r.buf[:n]
-	if _, err := r.in.ReadAt(b, r.offset+headerLen); err != nil {
+	b, err = r.fetch(r.offset+headerLen, n)
+	if err != nil {
 		return nil, r.fail(frame, r.offset, err)
 	}
 	if crc32.Checksum(b, castagnoli) != r.header.crc {
@@ -669,17 +693,25 @@ func (r *Reader) record(t *recordType, p unsafe.Pointer, now time.Duration) {
 }
 
 func (r *Reader) podList() error {
-	b := &r.base
-	n := r.s.s[streamRare].Count(1)
+	b, src := &r.base, &r.s.s[streamRare]
+	// A key frame has all of them, which mostly are those of the one before.
+	key := b.pods == nil
+	if known := r.podBytes; key && known != nil && bytes.HasPrefix(src.Rest(), known) {
+		src.Bytes(len(known))
+		b.pods = r.keyPods
+		return nil
+	}
+	rest := src.Rest()
+	n := src.Count(1)
 	if n > maxPods {
 		return fmt.Errorf("%d pods", n)
 	}
 	pods := make([]signal.Pod, n) // a new list: whoever has the old one keeps it
 	next := 0
 	for i := range pods {
-		ref := r.s.s[streamRare].Uvarint()
+		ref := src.Uvarint()
 		if ref == 0 {
-			if err := r.plan.pod.Decode(&r.s.s[streamRare], unsafe.Pointer(&pods[i])); err != nil {
+			if err := r.plan.pod.Decode(src, unsafe.Pointer(&pods[i])); err != nil {
 				return err
 			}
 			continue
@@ -692,6 +724,9 @@ func (r *Reader) podList() error {
 		next = k + 1
 	}
 	b.pods = pods
+	if key && src.Err() == nil {
+		r.podBytes, r.keyPods = append(r.podBytes[:0], rest[:len(rest)-src.Left()]...), pods
+	}
 	return nil
 }
 
@@ -755,6 +790,9 @@ func (r *Reader) roster() error {
 	if n > maxContainers {
 		return fmt.Errorf("%d containers", n)
 	}
+	if len(r.containers) == 0 { // a key frame
+		r.containers, r.spare = r.spare[:0], r.containers
+	}
 	out := slices.Grow(r.spare[:0], n)[:n]
 	taken, waits := make([]bool, len(r.containers)), make([]waitBase, n)
 	next := 0
@@ -787,25 +825,13 @@ func (r *Reader) readContainers(snap *signal.Snapshot) error {
 		return wire.ErrShort
 	}
 	for i, mask := range masks {
+		wb := &r.base.waits[i]
+		if mask == 0 && wb.old {
+			continue // all is as it was
+		}
 		c := &r.containers[i]
-		w, wb := &c.Wait, &r.base.waits[i]
-		w.Count, w.SumNS, w.Preempted, w.Buckets, w.Blame = 0, 0, 0, nil, nil
-		if mask&1 == 0 {
-			if wb.old {
-				w.At, w.Span = wb.at, 0
-			} else {
-				w.At, w.Span = wb.foretold(snap.Now)
-				wb.at = w.At
-				wb.smooth(0)
-			}
-		}
-		if mask == 0 {
-			continue
-		}
-		for k := 0; mask>>1>>k != 0; k++ {
-			if mask>>1>>k&1 == 0 {
-				continue
-			}
+		for todo := mask >> 1; todo != 0; todo &= todo - 1 {
+			k := bits.TrailingZeros8(todo)
 			if k >= len(parts) {
 				return errors.New("a part that the schema does not know has changed")
 			}
@@ -817,15 +843,29 @@ func (r *Reader) readContainers(snap *signal.Snapshot) error {
 			}
 		}
 		if mask&1 != 0 {
-			if err := r.readWait(w, wb, snap.Now); err != nil {
+			if err := r.readWait(&c.Wait, wb, snap.Now); err != nil {
 				return err
 			}
+		} else if !wb.old { // else it is already
+			foretellWait(&c.Wait, wb, snap.Now)
 		}
 	}
 	return nil
 }
 
-// readWait reads a sample that is not as foretold.
+// foretellWait makes the sample the one that is foretold: a new one that is empty.
+func foretellWait(w *signal.WaitSample, b *waitBase, now time.Duration) {
+	at, span := b.foretold(now)
+	b.at = at
+	b.smooth(0)
+	w.At, w.Span = at, span
+	if w.Count|w.SumNS|w.Preempted != 0 || w.Buckets != nil || w.Blame != nil { // mostly it is empty already
+		*w = signal.WaitSample{At: at, Span: span}
+	}
+}
+
+// readWait reads a sample that is not as foretold. It sets every field of w, each by itself: to put it together and copy it waits for what has just
+// been stored.
 func (r *Reader) readWait(w *signal.WaitSample, b *waitBase, now time.Duration) error {
 	s := &r.s
 	flags := s.s[streamWait].Byte()
@@ -833,105 +873,159 @@ func (r *Reader) readWait(w *signal.WaitSample, b *waitBase, now time.Duration) 
 		return fmt.Errorf("flags %#x of a wait are not known", flags)
 	}
 	if flags&waitOld != 0 {
-		w.At, w.Span, b.old = b.at, 0, true
+		*w, b.old = signal.WaitSample{At: b.at}, true
 		return nil
 	}
 	stream := rateOf(b.rate)
-	w.At, w.Span = b.foretold(now)
+	at, span := b.foretold(now)
 	if flags&waitTimes != 0 {
-		w.At += time.Duration(s.signed(streamValueSize))
-		w.Span += time.Duration(s.signed(streamValueSize))
+		at += time.Duration(s.signed(streamValueSize))
+		span += time.Duration(s.signed(streamValueSize))
 	}
-	b.at, b.old = w.At, false
-	more := int64(0)
+	b.at, b.old = at, false
+	w.At, w.Span = at, span
+	count, sum, preempted := uint64(0), uint64(0), uint64(0)
 	if flags&waitCount != 0 {
-		more = s.signed(streamValueSize)
+		count = uint64(s.signed(streamValueSize))
 	}
 	if flags&waitSum != 0 {
-		w.SumNS = uint64(s.signed(streamSumSize))
+		sum = uint64(s.signed(streamSumSize))
 	}
 	if flags&waitPreempted != 0 {
-		w.Preempted = s.s[streamPreempted].Uvarint()
+		preempted = s.s[streamPreempted].Uvarint()
 	}
 	if flags&waitBuckets != 0 {
-		expected, err := r.readBuckets(w, &b.shape, &s.s[streamBuckets+stream])
+		buckets, all, err := r.readBuckets(&b.shape, stream)
 		if err != nil {
 			return err
 		}
+		w.Buckets = buckets
+		count += all.at >> countShift
 		if flags&waitSum != 0 {
-			w.SumNS += expected
+			sum += all.expected / 1000 * 1000
 		}
+	} else {
+		w.Buckets = nil
 	}
-	w.Count += uint64(more)
-	b.smooth(w.Count)
+	w.Count, w.SumNS, w.Preempted = count, sum, preempted
+	b.smooth(count)
 	if flags&waitBlame != 0 {
-		who := &s.s[streamCulprits]
-		n := s.s[streamBlamed].Uvarint()
-		if n > uint64(who.Left()) { // each has a byte
-			return wire.ErrShort
+		blame, err := r.readBlame()
+		if err != nil {
+			return err
 		}
-		from := len(r.blame)
-		last := int64(0)
-		for range n {
-			c := who.Varint() + last
-			last = c + 1
-			if c < -1<<31 || c >= maxContainers {
-				return errRange
-			}
-			r.blame = append(r.blame, signal.Blame{Culprit: signal.Culprit(c), NS: s.number(streamBlameSize)})
-		}
-		w.Blame = r.blame[from:len(r.blame):len(r.blame)]
+		w.Blame = blame
+	} else {
+		w.Blame = nil
 	}
 	return nil
 }
 
-// readBuckets reads a histogram and how many waits it holds. It returns the sum that lets expect; see expectedSum.
-func (r *Reader) readBuckets(w *signal.WaitSample, last *shape, hist *wire.Source) (expected uint64, err error) {
+func (r *Reader) readBlame() ([]signal.Blame, error) {
+	s := &r.s
+	who := &s.s[streamCulprits]
+	n := s.s[streamBlamed].Uvarint()
+	if n > uint64(who.Left()) { // each has a byte
+		return nil, wire.ErrShort
+	}
+	from := len(r.blame)
+	r.blame = slices.Grow(r.blame, int(n))
+	out := r.blame[from : from+int(n)]
+	last := int64(0)
+	for i := range out {
+		c := who.Varint() + last
+		last = c + 1
+		if c < -1<<31 || c >= maxContainers {
+			return nil, errRange
+		}
+		out[i] = signal.Blame{Culprit: signal.Culprit(c), NS: s.number(streamBlameSize)}
+	}
+	r.blame = r.blame[:from+len(out)]
+	return out[:len(out):len(out)], nil
+}
+
+// readBuckets reads a histogram, and what it comes to.
+func (r *Reader) readBuckets(last *shape, stream int) (out []signal.Bucket, sum expansion, err error) {
 	last.buckets += int(r.s.s[streamShape].Varint())
 	last.first += int(r.s.s[streamFirst].Varint())
 	n := last.buckets
-	codes := hist.Bytes(n)
+	codes := r.s.s[streamBuckets+stream].Bytes(n)
 	if n <= 0 || len(codes) != n {
-		return 0, wire.ErrShort
+		return nil, sum, wire.ErrShort
 	}
 	from := len(r.buckets)
 	if cap(r.buckets)-from < n {
 		r.buckets = append(make([]signal.Bucket, 0, max(2*cap(r.buckets), from+n)), r.buckets...)
 	}
-	out := r.buckets[from : from+n]
-	// at is the next index, and above it the count so far: both grow by what the code stands for.
-	at := uint64(last.first)
-	if at > histogram.Buckets {
-		return 0, errRange
+	out = r.buckets[from : from+n : from+n]
+	first := uint64(last.first)
+	if first > histogram.Buckets {
+		return nil, sum, errRange
 	}
-	for i := range out {
-		add := bucketCodes[codes[i]]
-		if add == 0 {
-			gap, count, err := r.large(codes[i])
-			if err != nil {
-				return 0, err
-			}
-			add = (gap + 1) | (count+1)<<countShift
+	split := r.splits[stream]
+	sum.at = first - 1
+	for done := 0; ; {
+		done += sum.expand(out[done:], codes[done:], &bucketCodes[split])
+		if done == n {
+			break
 		}
-		at += add
-		index, count := uint32(at)-1, uint32(add>>countShift)
-		out[i] = signal.Bucket{Index: uint16(index), Count: count}
-		expected += uint64(count) * middles[uint8(index)]
+		gap, count, err := r.large(codes[done], split)
+		if err != nil {
+			return nil, sum, err
+		}
+		out[done] = sum.take((gap + 1) | (count+1)<<countShift)
+		done++
 	}
-	if uint32(at) > histogram.Buckets { // they ascend, so that the last one says it of all
-		return 0, errRange
+	if uint32(sum.at) >= histogram.Buckets { // they ascend, so that the last one says it of all
+		return nil, sum, errRange
 	}
 	r.buckets = r.buckets[:from+n]
-	w.Buckets = out[:n:n]
-	w.Count = at >> countShift
-	return expected / 1000 * 1000, nil
+	return out, sum, nil
 }
 
-// bucketCodes is what a bucket's byte stands for: by how much the index grows, and from countShift on the count. 0: the rest follows.
-var bucketCodes = func() (c [256]uint64) {
-	for code := range c {
-		if gap, count := code>>4, code&15; gap < 15 && count < 15 {
-			c[code] = uint64(gap+1) | uint64(count+1)<<countShift
+// expansion is what buckets have come to so far.
+type expansion struct {
+	at       uint64 // index of the last bucket, and from countShift on the count of all: both grow by what the code stands for
+	expected uint64 // ns
+}
+
+// expand expands codes up to one of which the rest follows, and returns how many. This is the innermost loop of reading: it calls nothing, so
+// that all is in registers.
+func (e *expansion) expand(out []signal.Bucket, codes []byte, table *[256]uint64) int {
+	at, expected := e.at, e.expected
+	n := len(codes)
+	out = out[:n]
+	for i, code := range codes {
+		add := table[code]
+		if add == 0 {
+			n = i
+			break
+		}
+		at += add
+		count := uint32(add >> countShift)
+		out[i] = signal.Bucket{Index: uint16(at), Count: count}
+		expected += uint64(count) * middles[uint8(at)]
+	}
+	e.at, e.expected = at, expected
+	return n
+}
+
+// take makes a bucket of what its code stands for.
+func (e *expansion) take(add uint64) signal.Bucket {
+	e.at += add
+	b := signal.Bucket{Index: uint16(e.at), Count: uint32(add >> countShift)}
+	e.expected += uint64(b.Count) * middles[uint8(e.at)]
+	return b
+}
+
+// bucketCodes is what a bucket's byte stands for, for each way to split it: by how much the index grows, and from countShift on the count. 0:
+// the rest follows.
+var bucketCodes = func() (c [numSplits][256]uint64) {
+	for split := range c {
+		for code := range c[split] {
+			if gap, count, rest := splits[split].take(byte(code)); !rest {
+				c[split][code] = (gap + 1) | (count+1)<<countShift
+			}
 		}
 	}
 	return c
@@ -940,15 +1034,15 @@ var bucketCodes = func() (c [256]uint64) {
 const countShift = 32
 
 // large reads the rest of a gap, or of a count less one, that do not fit in a bucket's byte.
-func (r *Reader) large(code byte) (gap, count uint64, err error) {
-	gap, count = uint64(code>>4), uint64(code&15)
-	if gap == 15 {
-		if gap += r.s.number(streamCountSize); gap < 15 || gap > histogram.Buckets {
+func (r *Reader) large(code byte, split uint8) (gap, count uint64, err error) {
+	gap, count, _ = splits[split].take(code)
+	if most := splits[split].gap(); gap == most {
+		if gap += r.s.number(streamCountSize); gap < most || gap > histogram.Buckets {
 			return 0, 0, errRange
 		}
 	}
-	if count == 15 {
-		if count += r.s.number(streamCountSize); count < 15 || count >= 1<<32-1 {
+	if most := splits[split].count(); count == most {
+		if count += r.s.number(streamCountSize); count < most || count >= 1<<32-1 {
 			return 0, 0, errRange
 		}
 	}
@@ -970,10 +1064,15 @@ func (r *Reader) decision() error {
 		if f.index >= 0 {
 			r.digest[f.index] = binary.LittleEndian.Uint64(d)
 		}
-		if f.d != nil {
-			if err := f.d.Decode(&r.s.s[streamRare], unsafe.Add(unsafe.Pointer(&r.decided), f.offset)); err != nil {
-				return err
-			}
+		if f.d == nil {
+			continue
+		}
+		decode := f.d.DecodeChange
+		if r.format < 4 {
+			decode = f.d.Decode
+		}
+		if err := decode(&r.s.s[streamRare], unsafe.Add(unsafe.Pointer(&r.decided), f.offset)); err != nil {
+			return err
 		}
 	}
 	if mask>>len(r.plan.decision) != 0 {

@@ -58,6 +58,44 @@ func rateOf(rate uint64) int { return min(max(bits.Len64(rate/rateUnit)-1, 0), n
 // rateUnit is one dispatch a reading.
 const rateUnit = 16
 
+// bucketSplit is how many of the eight bits of a bucket's byte say the gap before it; the rest say its count less one. All bits set say that the
+// rest of the number follows.
+type bucketSplit uint8
+
+// splits are the ways to split it that are in use: gaps and small counts alike, or, for containers that are dispatched so often that there are few
+// gaps, larger counts.
+var splits = [...]bucketSplit{4, 2}
+
+const (
+	splitEven = iota
+	splitCounts
+	numSplits = len(splits)
+)
+
+// splitsOf is how the bytes of buckets are split in a format, by the container's rate.
+func splitsOf(format uint32) *[numRates]uint8 {
+	var s [numRates]uint8
+	if format >= 4 {
+		s[numRates-1] = splitCounts
+	}
+	return &s
+}
+
+// gap and count are the greatest that a byte holds, which say that the rest follows.
+func (s bucketSplit) gap() uint64   { return 1<<s - 1 }
+func (s bucketSplit) count() uint64 { return 1<<(8-s) - 1 }
+
+// code is the byte for a gap and a count less one.
+func (s bucketSplit) code(gap, count uint64) byte {
+	return byte(min(gap, s.gap())<<(8-s) | min(count, s.count()))
+}
+
+// take is the inverse of code. rest: some of it follows.
+func (s bucketSplit) take(code byte) (gap, count uint64, rest bool) {
+	gap, count = uint64(code)>>(8-s), uint64(code)&s.count()
+	return gap, count, gap == s.gap() || count == s.count()
+}
+
 // foretold is when a new sample is read, and what it covers.
 func (b *waitBase) foretold(now time.Duration) (at, span time.Duration) {
 	if b.at == 0 {

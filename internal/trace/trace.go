@@ -9,6 +9,7 @@ package trace
 
 import (
 	"reflect"
+	"sync"
 	"time"
 	"unsafe"
 
@@ -108,7 +109,10 @@ type types struct {
 	decision                     []decisionField
 }
 
-func newTypes() (t types, err error) {
+// newTypes makes them, once: they are plans, which nobody changes.
+var newTypes = sync.OnceValues(makeTypes)
+
+func makeTypes() (t types, err error) {
 	if t.container, err = newRecordType[signal.ContainerSample]("Wait"); err != nil {
 		return t, err
 	}
@@ -180,8 +184,8 @@ type Digester struct {
 
 // NewDigester makes a digester.
 func NewDigester() (*Digester, error) {
-	f, err := decisionFields()
-	return &Digester{fields: f}, err
+	t, err := newTypes()
+	return &Digester{fields: t.decision}, err
 }
 
 // Fields is the names of the fields of a decision that have a digest.

@@ -573,7 +573,7 @@ func TestDamageIsNamed(t *testing.T) {
 		t.Errorf("newer: %v", err)
 	}
 	older := bytes.Clone(data)
-	older[8] = Format - 1
+	older[8] = oldest - 1
 	fixPreamble(older)
 	if _, err := NewReader("older", bytes.NewReader(older), int64(len(older))); !errors.Is(err, ErrOlder) || !strings.Contains(err.Error(), "the qos-agent that recorded it") {
 		t.Errorf("older: %v", err)

@@ -32,7 +32,9 @@ type Writer struct {
 	o     WriterOptions
 	types types
 	pack  *packer
-	err   error // the first; nothing is written after it
+	// splits is how bytes of buckets are split, by rate.
+	splits *[numRates]uint8
+	err    error // the first; nothing is written after it
 
 	offset  int64 // bytes written
 	index   []IndexEntry
@@ -52,10 +54,11 @@ type Writer struct {
 	byText   map[string]uint64
 
 	// What the next step differs from.
-	base   base
-	digest Digest
-	values [][]byte // the kept fields of the decision, encoded ...
-	valued Digest   // ... and the digests that they had
+	base    base
+	digest  Digest
+	decided decide.Decision // the kept fields ...
+	valued  Digest          // ... and the digests that they had; nil: none so far
+	values  [][]byte        // what has changed of them, encoded
 }
 
 // base is the step that the next one is written, or read, as the difference from.
@@ -78,7 +81,7 @@ type base struct {
 // waitBase is what the next wait of a container is written, or read, by.
 type waitBase struct {
 	at    time.Duration // of the last sample; 0: there was none
-	old   bool          // it was not new
+	old   bool          // it was not new: nothing but its time
 	rate  uint64        // dispatches a reading, smoothed, times rateUnit
 	shape               // of the last histogram
 }
@@ -148,7 +151,7 @@ func NewWriter(out io.Writer, info Info, o WriterOptions) (*Writer, error) {
 		return nil, fmt.Errorf("trace: %w", err)
 	}
 	info.Schema, info.StateLayout, info.Arch = w.types.schema(), decide.StateLayout(), runtime.GOARCH
-	w.values, w.valued = make([][]byte, len(w.types.decision)), make(Digest, len(w.types.decision))
+	w.values, w.splits = make([][]byte, len(w.types.decision)), splitsOf(Format)
 	text, err := json.Marshal(info)
 	if err != nil {
 		return nil, fmt.Errorf("trace: %w", err)
@@ -639,7 +642,7 @@ func (w *Writer) wait(snap *signal.Snapshot, s *signal.WaitSample, b *waitBase) 
 		w.s.b[streamPreempted] = binary.AppendUvarint(w.s.b[streamPreempted], s.Preempted)
 	}
 	if flags&waitBuckets != 0 {
-		if err := w.buckets(s.Buckets, &b.shape, streamBuckets+stream); err != nil {
+		if err := w.buckets(s.Buckets, &b.shape, stream); err != nil {
 			return false, err
 		}
 	}
@@ -658,30 +661,29 @@ func (w *Writer) wait(snap *signal.Snapshot, s *signal.WaitSample, b *waitBase) 
 }
 
 // buckets writes a histogram: how its shape differs from that of the last one, then a byte for each bucket with the gap before it and its
-// count, both of four bits; 15 says that the rest follows.
+// count, as far as they fit.
 func (w *Writer) buckets(buckets []signal.Bucket, last *shape, stream int) error {
 	now := shape{len(buckets), int(buckets[0].Index)}
 	w.s.b[streamShape] = binary.AppendVarint(w.s.b[streamShape], int64(now.buckets-last.buckets))
 	w.s.b[streamFirst] = binary.AppendVarint(w.s.b[streamFirst], int64(now.first-last.first))
 	*last = now
-	dst := w.s.b[stream]
+	dst, split := w.s.b[streamBuckets+stream], splits[w.splits[stream]]
 	next := now.first
 	for _, b := range buckets {
-		gap := int(b.Index) - next
-		if gap < 0 || b.Count == 0 || b.Index >= histogram.Buckets {
+		if int(b.Index) < next || b.Count == 0 || b.Index >= histogram.Buckets {
 			return errors.New("buckets out of order, empty or beyond the last")
 		}
+		gap, n := uint64(int(b.Index)-next), uint64(b.Count-1)
 		next = int(b.Index) + 1
-		n := b.Count - 1
-		dst = append(dst, byte(min(gap, 15))<<4|byte(min(n, 15)))
-		if gap >= 15 {
-			w.s.number(streamCountSize, uint64(gap-15))
+		dst = append(dst, split.code(gap, n))
+		if gap >= split.gap() {
+			w.s.number(streamCountSize, gap-split.gap())
 		}
-		if n >= 15 {
-			w.s.number(streamCountSize, uint64(n-15))
+		if n >= split.count() {
+			w.s.number(streamCountSize, n-split.count())
 		}
 	}
-	w.s.b[stream] = dst
+	w.s.b[streamBuckets+stream] = dst
 	return nil
 }
 
@@ -697,7 +699,7 @@ func (w *Writer) wholeContainer(dst []byte, c *signal.ContainerSample) []byte {
 	return wholeType.Append(dst, unsafe.Pointer(c))
 }
 
-// takeValues encodes the kept fields of the decision that have changed, and returns which fields have another digest than before.
+// takeValues encodes what has changed of the kept fields of the decision, and returns which fields have another digest than before.
 func (w *Writer) takeValues(s *Step) (changed uint64) {
 	first := len(w.digest) == 0
 	for i := range w.types.decision {
@@ -706,11 +708,23 @@ func (w *Writer) takeValues(s *Step) (changed uint64) {
 			continue
 		}
 		changed |= 1 << i
-		if f.kept && (w.values[i] == nil || s.Digest[i] != w.valued[i]) {
-			w.valued[i] = s.Digest[i]
-			w.values[i] = f.t.Append(w.values[i][:0], unsafe.Add(unsafe.Pointer(&s.Decision), f.offset))
+		if !f.kept {
+			continue
+		}
+		last := unsafe.Add(unsafe.Pointer(&w.decided), f.offset)
+		now, before := last, last
+		if w.valued == nil || s.Digest[i] != w.valued[i] { // else the step need not have it
+			now = unsafe.Add(unsafe.Pointer(&s.Decision), f.offset)
+		}
+		if first {
+			before = nil
+		}
+		w.values[i] = f.t.AppendChange(w.values[i][:0], now, before)
+		if now != last {
+			f.t.Copy(last, now)
 		}
 	}
+	w.valued = append(w.valued[:0], s.Digest...)
 	w.digest = append(w.digest[:0], s.Digest...)
 	return changed
 }

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"math"
 	"reflect"
+	"slices"
 	"strconv"
+	"strings"
 	"unsafe"
 )
 
@@ -37,7 +39,7 @@ const maxDepth = 1000
 // Bind makes a decoder of t for what was written with a schema.
 func (t *Type) Bind(schema string) (*Decoder, error) {
 	b := binder{text: schema}
-	d, err := b.bind(t, "", nil)
+	d, err := b.bind(t, nil)
 	if err == nil && b.text != "" {
 		err = errors.New("schema: there is something behind it")
 	}
@@ -48,10 +50,29 @@ func (t *Type) Bind(schema string) (*Decoder, error) {
 	return d, nil
 }
 
+// Decoder makes a decoder of t for what was written with its own schema.
+func (t *Type) Decoder() *Decoder { return t.decoder(map[*Type]*Decoder{}) }
+
+func (t *Type) decoder(done map[*Type]*Decoder) *Decoder {
+	if t == nil {
+		return nil
+	}
+	if d := done[t]; d != nil {
+		return d
+	}
+	d := &Decoder{t: t, kind: t.kind, n: t.n, least: t.least}
+	done[t] = d
+	d.elem, d.key = t.elem.decoder(done), t.key.decoder(done)
+	for _, f := range t.fields {
+		d.fields = append(d.fields, field{f.Offset, f.Type.decoder(done)})
+	}
+	return d
+}
+
 // Skip makes a decoder that reads what was written with a schema and keeps nothing of it.
 func Skip(schema string) (*Decoder, error) {
 	b := binder{text: schema}
-	d, err := b.bind(nil, "", nil)
+	d, err := b.bind(nil, nil)
 	if err == nil && b.text != "" {
 		err = errors.New("schema: there is something behind it")
 	}
@@ -60,9 +81,13 @@ func Skip(schema string) (*Decoder, error) {
 
 type binder struct {
 	text             string
+	path             []string // where we are, for people
 	depth            int
 	missing, dropped []string
 }
+
+// at is the path to a field of the type that is being bound.
+func (b *binder) at(field string) string { return strings.Join(b.path, "") + field }
 
 func (b *binder) next() byte {
 	if b.text == "" {
@@ -76,7 +101,7 @@ func (b *binder) next() byte {
 var schemaKinds = map[byte]kind{'b': kBool, 'i': kInt, 'u': kUint, 'f': kFloat, 's': kString, 'n': kNil}
 
 // bind reads one type from the schema; t is nil if there is no place for it.
-func (b *binder) bind(t *Type, path string, above []*Decoder) (*Decoder, error) {
+func (b *binder) bind(t *Type, above []*Decoder) (*Decoder, error) {
 	if b.depth++; b.depth > 64 {
 		return nil, errors.New("schema: nested too deep")
 	}
@@ -94,9 +119,9 @@ func (b *binder) bind(t *Type, path string, above []*Decoder) (*Decoder, error) 
 	case '{':
 		d.kind = kStruct
 		if t != nil && t.kind != kStruct {
-			return nil, b.mismatch(path, t)
+			return nil, b.mismatch(t)
 		}
-		return d, b.bindFields(d, t, path, above)
+		return d, b.bindFields(d, t, above)
 	case '[':
 		d.kind = kSlice
 		if b.text != "" && b.text[0] != ']' {
@@ -111,11 +136,11 @@ func (b *binder) bind(t *Type, path string, above []*Decoder) (*Decoder, error) 
 		var elem *Type
 		if t != nil {
 			if t.kind != d.kind || t.kind == kArray && t.n != d.n {
-				return nil, b.mismatch(path, t)
+				return nil, b.mismatch(t)
 			}
 			elem = t.elem
 		}
-		if d.elem, err = b.bind(elem, path+"[]", above); err != nil {
+		if d.elem, err = b.inside("[]", elem, above); err != nil {
 			return nil, err
 		}
 		if d.kind == kArray {
@@ -133,19 +158,19 @@ func (b *binder) bind(t *Type, path string, above []*Decoder) (*Decoder, error) 
 		}
 		if t != nil {
 			if t.kind != d.kind {
-				return nil, b.mismatch(path, t)
+				return nil, b.mismatch(t)
 			}
 			elem, key = t.elem, t.key
 		}
 		if c == '<' {
-			if d.key, err = b.bind(key, path+"<>", above); err != nil {
+			if d.key, err = b.inside("<>", key, above); err != nil {
 				return nil, err
 			}
 			if b.next() != '>' {
 				return nil, errors.New("schema: a > is missing")
 			}
 		}
-		d.elem, err = b.bind(elem, path, above)
+		d.elem, err = b.bind(elem, above)
 		return d, err
 	case '^':
 		up, err := b.number()
@@ -166,14 +191,26 @@ func (b *binder) bind(t *Type, path string, above []*Decoder) (*Decoder, error) 
 		return nil, fmt.Errorf("schema: %q is no type", c)
 	}
 	if t != nil && t.kind != d.kind {
-		return nil, b.mismatch(path, t)
+		return nil, b.mismatch(t)
 	}
 	return d, nil
 }
 
-func (b *binder) bindFields(d *Decoder, t *Type, path string, above []*Decoder) error {
+// inside binds a type at a place below the present one.
+func (b *binder) inside(place string, t *Type, above []*Decoder) (*Decoder, error) {
+	b.path = append(b.path, place)
+	d, err := b.bind(t, above)
+	b.path = b.path[:len(b.path)-1]
+	return d, err
+}
+
+func (b *binder) bindFields(d *Decoder, t *Type, above []*Decoder) error {
 	d.least = 0
-	met := map[string]bool{}
+	var met []bool // by index into the type's fields
+	if t != nil {
+		met = make([]bool, len(t.fields))
+		d.fields = make([]field, 0, len(t.fields))
+	}
 	for {
 		if b.text == "" {
 			return errors.New("schema: a } is missing")
@@ -189,17 +226,18 @@ func (b *binder) bindFields(d *Decoder, t *Type, path string, above []*Decoder) 
 		if name == "" || b.next() != ':' {
 			return errors.New("schema: a field has no name")
 		}
-		met[name] = true
 		var ft *Type
 		var offset uintptr
 		if t != nil {
-			if f := t.field(name); f != nil {
-				ft, offset = f.Type, f.Offset
+			if i := t.field(name, len(d.fields)); i >= 0 {
+				ft, offset, met[i] = t.fields[i].Type, t.fields[i].Offset, true
 			} else {
-				b.dropped = append(b.dropped, path+"."+name)
+				b.dropped = append(b.dropped, b.at("."+name))
 			}
 		}
-		fd, err := b.bind(ft, path+"."+name, above)
+		b.path = append(b.path, ".")
+		fd, err := b.inside(name, ft, above)
+		b.path = b.path[:len(b.path)-1]
 		if err != nil {
 			return err
 		}
@@ -209,23 +247,20 @@ func (b *binder) bindFields(d *Decoder, t *Type, path string, above []*Decoder) 
 	if d.least > 1<<24 {
 		return errors.New("schema: a struct is too large")
 	}
-	if t != nil {
-		for _, f := range t.fields {
-			if !met[f.Name] {
-				b.missing = append(b.missing, path+"."+f.Name)
-			}
+	for i := range met {
+		if !met[i] {
+			b.missing = append(b.missing, b.at("."+t.fields[i].Name))
 		}
 	}
 	return nil
 }
 
-func (t *Type) field(name string) *Field {
-	for i := range t.fields {
-		if t.fields[i].Name == name {
-			return &t.fields[i]
-		}
+// field is the index of a field, or -1; it is probably the one at index probably.
+func (t *Type) field(name string, probably int) int {
+	if probably < len(t.fields) && t.fields[probably].Name == name {
+		return probably
 	}
-	return nil
+	return slices.IndexFunc(t.fields, func(f Field) bool { return f.Name == name })
 }
 
 func (b *binder) name() string {
@@ -253,8 +288,8 @@ func (b *binder) number() (int, error) {
 	return n, nil
 }
 
-func (b *binder) mismatch(path string, t *Type) error {
-	return fmt.Errorf("%s was recorded as something else than a %s", path, t.rtype)
+func (b *binder) mismatch(t *Type) error {
+	return fmt.Errorf("%s was recorded as something else than a %s", b.at(""), t.rtype)
 }
 
 // Decode reads a value into the one at p. Slices there are used again if they are large enough; strings are copied. Fields that the

@@ -35,6 +35,9 @@ func (s *Source) Fail(err error) {
 // Left is how many bytes have not been read.
 func (s *Source) Left() int { return len(s.data) - s.pos }
 
+// Rest is what has not been read.
+func (s *Source) Rest() []byte { return s.data[s.pos:] }
+
 // Pos is how many bytes have been read.
 func (s *Source) Pos() int { return s.pos }
 
@@ -51,14 +54,20 @@ func (s *Source) Byte() byte {
 
 // Uvarint reads an unsigned number.
 func (s *Source) Uvarint() uint64 {
-	if i := s.pos; i < len(s.data) && s.data[i] < 0x80 { // most are
-		s.pos = i + 1
-		return uint64(s.data[i])
+	if s.pos < len(s.data) { // this much is inlined
+		if b := s.data[s.pos]; b < 0x80 { // most are
+			s.pos++
+			return uint64(b)
+		}
 	}
 	return s.longUvarint()
 }
 
 func (s *Source) longUvarint() uint64 {
+	if b := s.data[s.pos:]; len(b) >= 2 && b[1] < 0x80 {
+		s.pos += 2
+		return uint64(b[0]&0x7f) | uint64(b[1])<<7
+	}
 	v, n := binary.Uvarint(s.data[s.pos:])
 	switch {
 	case n > 0:

@@ -7,7 +7,8 @@
 //
 // Supported are booleans, integers, floats, strings, structs, arrays, slices, maps and pointers. Pointers keep their identity:
 // two that point to the same value still do after decoding. Interfaces, functions and channels are refused, except that a nil
-// interface may be carried.
+// interface may be carried. A field with the tag `wire:"-"` is left out: it is for what follows from the other fields and is only kept
+// so as not to be worked out again. Zero must mean that it is not known.
 //
 // Append and Decode take values that contain themselves by way of pointers; Equal, Copy and Hash do not.
 //
@@ -40,17 +41,18 @@ const (
 
 // Type is the plan of a Go type.
 type Type struct {
-	rtype  reflect.Type
-	kind   kind
-	size   uintptr
-	elem   *Type // of arrays, slices, pointers; values of maps
-	key    *Type // of maps
-	n      int   // of arrays
-	fields []Field
-	pure   bool  // holds no pointer, string, slice or map
-	dense  bool  // pure, and without padding: equal values are equal bytes
-	least  int   // bytes of the shortest encoding
-	runs   []run // of structs and arrays, for Hash
+	rtype   reflect.Type
+	kind    kind
+	size    uintptr
+	elem    *Type // of arrays, slices, pointers; values of maps
+	key     *Type // of maps
+	n       int   // of arrays
+	fields  []Field
+	partial bool  // some fields are left out
+	pure    bool  // holds no pointer, string, slice or map
+	dense   bool  // pure, and without padding: equal values are equal bytes
+	least   int   // bytes of the shortest encoding
+	runs    []run // of structs and arrays, for Hash
 }
 
 // Field is a field of a struct.
@@ -109,6 +111,10 @@ func (c *compiler) compile(t reflect.Type) (*Type, error) {
 		out.kind = kStruct
 		for i := range t.NumField() {
 			f := t.Field(i)
+			if f.Tag.Get("wire") == "-" {
+				out.partial = true
+				continue
+			}
 			ft, err := c.compile(f.Type)
 			if err != nil {
 				return nil, fmt.Errorf("%s.%s: %w", t, f.Name, err)
@@ -149,7 +155,7 @@ func (t *Type) finish() {
 	case kFloat:
 		t.pure, t.dense, t.least = true, true, 8
 	case kStruct:
-		t.pure, t.dense = true, true
+		t.pure, t.dense = !t.partial, true
 		end := uintptr(0)
 		for _, f := range t.fields {
 			t.pure = t.pure && f.Type.pure

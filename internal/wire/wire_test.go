@@ -188,3 +188,102 @@ func TestUnsupportedTypes(t *testing.T) {
 	}()
 	MustCompile[all]().Append(nil, unsafe.Pointer(&all{any: 1}))
 }
+
+// TestChanges lets lists of things that hold lists themselves change step by step, and reads them back from what has changed.
+func TestChanges(t *testing.T) {
+	type thing struct {
+		Name string
+		L    []int
+		P    *inner
+	}
+	plan := MustCompile[[]thing]()
+	d := plan.Decoder()
+	rapid.Check(t, func(r *rapid.T) {
+		var now, before, got []thing
+		for n := range rapid.IntRange(1, 12).Draw(r, "steps") {
+			switch at := rapid.IntRange(0, len(now)).Draw(r, "at"); rapid.IntRange(0, 4).Draw(r, "what") {
+			case 0:
+				now = slices.Insert(now, at, thing{Name: rapid.String().Draw(r, "name"), L: []int{n}, P: &inner{A: int8(n)}})
+			case 1:
+				now = slices.Delete(now, min(at, max(len(now)-1, 0)), len(now))
+			case 2:
+				now = slices.Delete(now, 0, at)
+			case 3:
+				if at < len(now) {
+					now[at].L = append(now[at].L, n)
+				}
+			default:
+				now = nil
+			}
+			var was unsafe.Pointer
+			if n > 0 && rapid.Bool().Draw(r, "not anew") {
+				was = unsafe.Pointer(&before)
+			}
+			src := NewSource(plan.AppendChange(nil, unsafe.Pointer(&now), was), 1<<20)
+			if err := d.DecodeChange(&src, unsafe.Pointer(&got)); err != nil || src.Left() > 0 {
+				r.Fatalf("%v, %d bytes left", err, src.Left())
+			}
+			if diff := cmp.Diff(now, got); diff != "" {
+				r.Fatalf("step %d (-written +read):\n%s", n, diff)
+			}
+			plan.Copy(unsafe.Pointer(&before), unsafe.Pointer(&now))
+		}
+	})
+}
+
+func TestChangesThatCannotBe(t *testing.T) {
+	plan := MustCompile[[]uint64]()
+	for name, data := range map[string][]byte{
+		"more than there were":  {6, 3, 0, 1, 1},
+		"more than all":         {3, 2, 1},
+		"more than there is":    {0xff, 0xff, 0xff, 0xff, 0x7f, 0, 0, 1},
+		"nothing behind it":     {3},
+		"in all more than half": {5, 2, 2},
+	} {
+		v := []uint64{1, 2}
+		src := NewSource(data, 1<<10)
+		if err := plan.Decoder().DecodeChange(&src, unsafe.Pointer(&v)); err == nil {
+			t.Errorf("%s: no error, %v", name, v)
+		}
+	}
+}
+
+// TestDecoderIsThatOfItsSchema compares the two ways to come by a decoder.
+func TestDecoderIsThatOfItsSchema(t *testing.T) {
+	plan := MustCompile[all]()
+	v := &all{S: "x", F: [3]inner{{A: 1}}, L: []inner{{D: 2}}, M: map[string][]uint8{"a": {1}}, P: &inner{C: true}, Knot: &knot{Name: "k", Next: &knot{}}}
+	v.Knot.Next.Next = v.Knot
+	data := plan.Append(nil, unsafe.Pointer(v))
+	out := new(all)
+	src := NewSource(data, 1<<20)
+	if err := plan.Decoder().Decode(&src, unsafe.Pointer(out)); err != nil {
+		t.Fatal(err)
+	}
+	if again := plan.Append(nil, unsafe.Pointer(out)); !bytes.Equal(data, again) {
+		t.Error("what was read has other bytes")
+	}
+}
+
+// TestWhatIsLeftOut: a field that can be worked out again is neither written nor compared.
+func TestWhatIsLeftOut(t *testing.T) {
+	type known struct {
+		A     int
+		Cache *int `wire:"-"`
+		B     int
+	}
+	plan := MustCompile[known]()
+	n := 3
+	v, w := known{A: 1, Cache: &n, B: 2}, known{A: 1, B: 2}
+	if plan.Schema() != "{A:i,B:i}" {
+		t.Error(plan.Schema())
+	}
+	if !plan.Equal(unsafe.Pointer(&v), unsafe.Pointer(&w)) || plan.Hash(0, unsafe.Pointer(&v)) != plan.Hash(0, unsafe.Pointer(&w)) {
+		t.Error("what is left out makes a difference")
+	}
+	list := MustCompile[[]known]()
+	var to []known
+	list.Copy(unsafe.Pointer(&to), unsafe.Pointer(&[]known{v}))
+	if to[0].A != 1 || to[0].B != 2 || to[0].Cache != nil {
+		t.Errorf("a copy is %+v", to[0])
+	}
+}

@@ -183,6 +183,12 @@ func (g *group) waited(d time.Duration) {
 	g.until(fmt.Sprintf("%s waits %v", filepath.Base(g.path), d), func() bool { return g.wait().SumNS >= uint64(d) })
 }
 
+// waitedAnother lets time pass until the group has waited for d more than it has by now.
+func (g *group) waitedAnother(d time.Duration) {
+	g.Helper()
+	g.waited(time.Duration(g.wait().SumNS) + d)
+}
+
 // checkSums fails if the shares of the group's waits do not add up to what was attributed, once nothing changes any more.
 func (g *group) checkSums() {
 	g.Helper()

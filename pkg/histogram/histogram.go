@@ -37,15 +37,16 @@ func Index(ns uint64) int {
 	return 1 + (e-MinExp)<<SubBits + sub
 }
 
-// Lower gives the smallest duration in nanoseconds that bucket i holds.
-func Lower(i int) uint64 {
-	if i <= 0 {
-		return 0
+// Lower gives the smallest duration in nanoseconds that bucket i holds; i is below Buckets.
+func Lower(i int) uint64 { return lowers[max(i, 0)] }
+
+var lowers = func() (l [Buckets]uint64) {
+	for i := 1; i < Buckets; i++ {
+		e, sub := MinExp+(i-1)>>SubBits, uint64(i-1)&(1<<SubBits-1)
+		l[i] = 1<<e + sub<<(e-SubBits)
 	}
-	i--
-	e := MinExp + i>>SubBits
-	return 1<<e + uint64(i&(1<<SubBits-1))<<(e-SubBits)
-}
+	return l
+}()
 
 // Upper gives the bound in nanoseconds below which all of bucket i lies; math.MaxUint64 for the overflow.
 func Upper(i int) uint64 {

@@ -110,7 +110,11 @@ func (y *story) tell(t *testing.T) *told {
 	o.alone = w.cpi(quiet, now) // the daemon uses a little of the machine, too
 	r.CPIBeside, r.TimeOverAlone = o.alone, w.beyond(quiet, now, y.bound*o.alone)
 	start = begin()
-	time.Sleep(length(10*time.Second, 30*time.Second))
+	if full() {
+		s.follow(30 * time.Second)
+	} else {
+		time.Sleep(10 * time.Second)
+	}
 	end := time.Now()
 	took, over := w.recovered(start, end, y.bound*o.alone)
 	settled := end.Add(-length(4*time.Second, 26*time.Second))

@@ -228,6 +228,41 @@ func (s *stage) logNotes() {
 	}
 }
 
+// follow waits, and shows every second what the daemon sees and holds.
+func (s *stage) follow(length time.Duration) {
+	s.t.Helper()
+	for end := time.Now().Add(length); time.Now().Before(end); time.Sleep(min(time.Second, max(0, time.Until(end)))) {
+		st, err := s.agent.State(s.t.Context())
+		if err != nil {
+			s.t.Log(err) // on a busy host it may not answer in time
+			continue
+		}
+		line := ""
+		for _, v := range st.Verdicts {
+			if e := v.Evidence.CPI; e != nil && v.Axis == "cache" {
+				b := verdictOf(st, s.actorNamed(v.Pod), "bandwidth")
+				line += fmt.Sprintf("  %s: CPI %.3f, baseline %.3f, fence %.3f, MPKI %.2f of %.2f, bus %.2f, %s/%s %s/%s", v.Pod, e.CPI, e.CPIBaseline, e.CPIFence,
+					e.MPKI, e.MPKIFence, e.BusRatio, v.Level, b.Level, v.Reason, b.Reason)
+			}
+		}
+		for _, a := range s.actors {
+			if l := limitsOf(st, a); l != (server.Limits{}) {
+				line += fmt.Sprintf("  %s: %d ways, %d %%, %d cores", a.pod.Name, l.Ways, l.BandwidthPercent, l.Cores)
+			}
+		}
+		s.t.Logf("%s%s", time.Now().Format("15:04:05"), line)
+	}
+}
+
+func (s *stage) actorNamed(name string) *actor {
+	for _, a := range s.actors {
+		if a.pod.Name == name {
+			return a
+		}
+	}
+	return &actor{}
+}
+
 // watcher counts a group by itself, every 50 ms, whatever the daemon sees.
 type watcher struct {
 	mu     sync.Mutex
