@@ -66,6 +66,7 @@ const (
 	RuleSkip       = "skip"        // something that the policy asks for and that cannot be done
 	RuleOwnWays    = "own-ways"    // an online pod gets a part of the cache for itself
 	RuleOwnEnd     = "own-end"     // it has not needed it for long, or it did not help
+	RulePress      = "press"       // a victim rests too high: a further step of whoever is known to hurt it
 	RulePlea       = "plea"        // neither cache nor bandwidth can be cut further, or at all: cores are taken instead
 	RuleBurst      = "burst"       // an online container may borrow from its quieter periods
 	RuleBurstEnd   = "burst-end"   // it has not needed to for long

@@ -176,6 +176,7 @@ func (c *RDT) Step(in *Input) {
 		c.approach(in, &in.Verdicts[i])
 	}
 	c.relieve(in)
+	c.press(in)
 	c.protect(in)
 	c.regrow(in)
 	c.release(in)
@@ -862,7 +863,7 @@ func (c *RDT) warn(in *Input, p *sharer, r resource, victim uint32) {
 func (c *RDT) regrow(in *Input) {
 	s := &in.Spec.RDT
 	hold, every := s.Hold.D(), max(s.RegrowEvery.D(), in.Spec.Judge.CPI.Window.D())
-	if in.Now-c.unknown < hold || c.trying() != nil {
+	if in.Now-c.unknown < hold || c.trying() != nil || c.pushing() || !c.shows(in) {
 		return
 	}
 	for _, p := range c.pods {

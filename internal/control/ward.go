@@ -30,6 +30,7 @@ type ward struct {
 	pause   time.Duration // not again before
 
 	unmet unmet
+	push  push
 	prior uint64 // where it rested when another got ways of its own
 }
 
@@ -42,6 +43,16 @@ const (
 	// leastWant is how many misses beyond what is normal are worth something, MPKI in thousandths.
 	leastWant = 100
 )
+
+// push is a step that was taken from a pod because a ward rested too high.
+type push struct {
+	open     bool
+	pod      uint32 // PodID
+	resource resource
+	from, to int
+	before   uint64        // where the ward rested
+	pause    time.Duration // not again before
+}
 
 // rest is the means of an online pod since anything was last changed.
 type rest struct {
@@ -89,9 +100,14 @@ func aim(in *Input) uint64 { return 1000 + uint64(in.Spec.Objectives.CPIRisePerc
 // worth is from where on a further experiment is worth it: half of that again.
 func worth(in *Input) uint64 { return 1000 + uint64(in.Spec.Objectives.CPIRisePercent*10)/4 }
 
+// high is where a pod does not rest for long without something being done: where a single window would be watched.
+func high(in *Input) uint64 {
+	return 1000 + uint64(in.Spec.Objectives.CPIRisePercent*10)*uint64(in.Spec.Judge.WatchPercent)/100
+}
+
 // settle takes in where online pods are, once the last change can be seen in a whole window.
 func (c *RDT) settle(in *Input) {
-	if in.Now-c.stirred < in.Spec.RDT.Cooldown.D()+in.Spec.Judge.CPI.Window.D() {
+	if !c.shows(in) {
 		return
 	}
 	for i := range in.Verdicts {
@@ -103,6 +119,11 @@ func (c *RDT) settle(in *Input) {
 		w.rest.add(in.Now, &v.CPI)
 		w.held = v.CPI.OccupancyBaseline
 	}
+}
+
+// shows reports whether the last change is so long ago that a whole window is of what came after.
+func (c *RDT) shows(in *Input) bool {
+	return in.Now-c.stirred >= in.Spec.RDT.Cooldown.D()+in.Spec.Judge.CPI.Window.D()
 }
 
 // stir forgets where pods rest: something changes now.
@@ -148,6 +169,92 @@ func (c *RDT) relieve(in *Input) {
 			return
 		}
 	}
+}
+
+// press takes one more step from a pod that is held back, where somebody whom it is known to hurt rests high, though inside of the fence: from the
+// one that has most left. If that does not help, it is given back.
+func (c *RDT) press(in *Input) {
+	for _, w := range c.wards {
+		switch {
+		case w == nil || !w.rest.long(in) || c.trying() != nil:
+		case w.push.open:
+			c.weighPush(in, w)
+		case !c.pushing() && w.rest.mean() > high(in):
+			c.pushOn(in, w)
+		}
+	}
+}
+
+func (c *RDT) pushOn(in *Input, w *ward) {
+	r := bandwidth
+	if w.rest.starved() {
+		r = ways
+	}
+	var most *sharer
+	for _, p := range c.pods {
+		if p == nil || p.idle || p.proven(in.PodID[w.pod]) == nil || p.limit[r].n == 0 {
+			continue
+		}
+		if p.onTrial() || p.unmet.on {
+			return // see first what that does
+		}
+		if in.Now < w.push.pause && !p.limit[r].ascent.grown {
+			continue // that did not help the last time; but what it has grown into since is another matter
+		}
+		if r.left(in, p) && (most == nil || p.limit[r].n > most.limit[r].n) {
+			most = p
+		}
+	}
+	if most == nil {
+		return
+	}
+	l, mean := &most.limit[r], w.rest.mean()
+	to := lowerMB(in, l.n)
+	switch {
+	case l.ascent.grown:
+		to = int(l.ascent.before)
+	case r == ways:
+		to = fitWays(in, l.n-1)
+	}
+	if to == 0 || to >= l.n {
+		return
+	}
+	w.push = push{open: true, pod: in.PodID[most.pod], resource: r, from: l.n, to: to, before: mean}
+	l.ascent.grown = true // as if it had been grown into: it is where the ward does not live well
+	pause := l.relapse(in)
+	c.note(in, most, r, Note{Rule: RulePress, Victim: w.key, Pause: pause, Text: "its CPI rests at " + milli(mean) + " of normal"}, to)
+	l.cut, l.ascent.grown, l.victim, most.lastCut = in.Now, false, w.key, in.Now
+	c.set(in, most, r, to, RulePress)
+	c.warn(in, most, r, in.PodID[w.pod])
+}
+
+// weighPush looks at what a step more has done.
+func (c *RDT) weighPush(in *Input, w *ward) {
+	t := &w.push
+	t.open = false
+	after := w.rest.mean()
+	if after <= aim(in) || over(after, 1000)*100 <= over(t.before, 1000)*uint64(100-in.Spec.RDT.Verify.ImprovePercent) {
+		return
+	}
+	t.pause = in.Now + in.Spec.RDT.Verify.BackoffMax.D()
+	p := c.byID[t.pod]
+	if p == nil || p.limit[t.resource].n != t.to {
+		return
+	}
+	c.note(in, p, t.resource, Note{Rule: RuleTakeBack, Victim: w.key, Pause: in.Spec.RDT.Verify.BackoffMax.D(),
+		Text: "CPI rests at " + milli(after) + " of normal after " + milli(t.before)}, t.from)
+	p.lastCut = in.Now // a while before anything more is given
+	c.set(in, p, t.resource, t.from, RuleTakeBack)
+}
+
+// pushing reports whether it is to be seen yet what a step more does.
+func (c *RDT) pushing() bool {
+	for _, w := range c.wards {
+		if w != nil && w.push.open {
+			return true
+		}
+	}
+	return false
 }
 
 // trying is the pod whose ways of its own are an experiment; nil if none is under way.

@@ -997,3 +997,41 @@ func TestWhatCouldNotBeWrittenProvesNothing(t *testing.T) {
 		t.Errorf("proven %d times, %d ways; want ways cut and proven in the end", m.count(control.RuleProven, "h1"), h.ways)
 	}
 }
+
+// TestAVictimDoesNotRestHighInsideOfAWideFence: small cuts in much noise end where the victim is inside of its fence, and well above what was
+// promised by the mean.
+func TestAVictimDoesNotRestHighInsideOfAWideFence(t *testing.T) {
+	a := stream("a")
+	a.work = 0.2
+	m := newMemory(t, 1, a, bus("h1").stopped(), bus("h2").stopped())
+	m.noise, m.pol.spec.RDT.Bandwidth.CutPercent, m.pol.spec.RDT.Bandwidth.TotalMBps, m.twin = 0.2, 10, int(m.total), New()
+	m.run(30 * time.Second)
+	alone := a.cpi
+	m.flow("h1").off, m.flow("h2").off = false, false
+	m.run(20 * time.Second)
+	cpi, _, moved := m.means(2 * time.Minute)
+	t.Logf("CPI %.3f times alone, one hog moves %.0f MB/s; pressed %d times", cpi/alone, moved, m.count(control.RulePress, ""))
+	if cpi > 1.06*alone || m.count(control.RulePress, "") == 0 {
+		t.Errorf("CPI %.3f times alone; pressed %d times", cpi/alone, m.count(control.RulePress, ""))
+	}
+}
+
+// TestAPressThatDoesNotHelpIsTakenBack: the rest of the harm is nobody's doing.
+func TestAPressThatDoesNotHelpIsTakenBack(t *testing.T) {
+	a := stream("a")
+	m := newMemory(t, 1, a, bus("h1").stopped())
+	m.pol.spec.RDT.Bandwidth.TotalMBps, m.twin = int(m.total), New()
+	m.recover(1.1, "h1")
+	m.run(20 * time.Second)
+	h := m.flow("h1")
+	held := h.mb
+	if held == 0 {
+		t.Fatal("it is not held back")
+	}
+	a.cpi0 *= 1.22 // slower code: 8 % in all, below the fence
+	m.log = nil
+	m.run(10 * time.Second)
+	if pressed, back := m.count(control.RulePress, "h1"), m.count(control.RuleTakeBack, "h1"); h.mb != held || pressed != 1 || back != 1 {
+		t.Errorf("held to %d %%, then to %d %%; pressed %d times, taken back %d times", held, h.mb, pressed, back)
+	}
+}

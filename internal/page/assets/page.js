@@ -474,7 +474,7 @@
   const RULES = {
     posture: "how offline pods are always treated", "event-cut": "a single wait was too long, and it ran meanwhile", "tick-cut": "it ran during most of the victim's waits", "joint-cut": "several together ran during most of the victim's waits",
     "widen-cut": "the culprits have nothing left to give", regrow: "calm for long enough: a step back", "regrow-undo": "the last step back hurt", thaw: "the freezer lets go", "take-back": "the cut did not help its victim", proven: "the cut helped its victim",
-    release: "blind for too long: back to the posture", policy: "policy or machine changed", skip: "the policy asks for what cannot be done here", "own-ways": "a part of the cache for itself", "own-end": "no longer needed, or of no help",
+    release: "blind for too long: back to the posture", policy: "policy or machine changed", skip: "the policy asks for what cannot be done here", press: "a victim rests near its limit: one more step", "own-ways": "a part of the cache for itself", "own-end": "no longer needed, or of no help",
     plea: "cache and bandwidth cannot be cut further: cores instead", burst: "may borrow from quieter periods", "burst-end": "no longer needed",
   };
   const inputsText = (i) => {
