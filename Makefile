@@ -7,7 +7,7 @@ GOFLAGS_BUILD = -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 IMAGE_TAG ?= $(shell sed -n 's/^appVersion: *"\(.*\)"/\1/p' deploy/helm/qos-agent/Chart.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-unit test-kernel test-vm test-rig rig deps generate lint bench-load bench-quick bench-interference bench-knobs bench-overhead bench-reaction bench-tune bench-rdt bench-replay fuzz clean
+.PHONY: help build demo test test-unit test-kernel test-vm test-rig rig deps generate lint bench-load bench-quick bench-interference bench-knobs bench-why bench-overhead bench-reaction bench-tune bench-rdt bench-replay fuzz clean
 .PHONY: image e2e
 
 help: ## this list
@@ -76,10 +76,14 @@ bench-interference: ## the same for every service, load and kind of work; MINUTE
 bench-knobs: ## each rung of the ladder alone, for each kind of offline work (root, 15 minutes)
 	go run ./bench/interference knobs
 
+bench-why: ## what work does to a service and by which way it gets through the posture, beside bpftrace (root, 5 minutes)
+	go run ./bench/interference why
+	go run ./bench/interference causes
+
 bench-overhead: ## cost of the BPF programs beside runqlat's, and of the daemon by containers and interval (root, 5 minutes)
 	go run ./bench/overhead
 
-bench-reaction: ## from a surge, a burst and the kernel's event to the agent's write, beside koordlet's rule (root, 6 minutes)
+bench-reaction: ## from a surge, a burst and the kernel's event to the agent's write, beside koordlet's rule (root, 12 minutes)
 	go run ./bench/reaction
 
 bench-replay: ## bytes, cost and speed of recording and replay of 150 containers, and the model's hold-out error on a real node (root for that; under 5 minutes)

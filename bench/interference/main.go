@@ -54,20 +54,22 @@ type options struct {
 
 type cli struct {
 	options
-	Full  fullCmd  `cmd:"" help:"Every service at every load beside every kind of work."`
-	Quick quickCmd `cmd:"" help:"A part of that."`
-	Knobs knobsCmd `cmd:"" help:"Each rung of the ladder alone."`
-	Why   whyCmd   `cmd:"" help:"By which way each kind of work gets through the posture."`
-	Table tableCmd `cmd:"" help:"Print what a run has left, as Markdown."`
-	Hold  holdCmd  `cmd:"" help:"Set up one situation and hold it, so that other tools can look at it."`
+	Full   fullCmd   `cmd:"" help:"Every service at every load beside every kind of work."`
+	Quick  quickCmd  `cmd:"" help:"A part of that."`
+	Knobs  knobsCmd  `cmd:"" help:"Each rung of the ladder alone."`
+	Why    whyCmd    `cmd:"" help:"By which way each kind of work gets through the posture."`
+	Causes causesCmd `cmd:"" help:"What the service waits for beside each kind of work: the agent's eyes and bpftrace's, side by side."`
+	Table  tableCmd  `cmd:"" help:"Print what a run has left, as Markdown."`
+	Hold   holdCmd   `cmd:"" help:"Set up one situation and hold it, so that other tools can look at it."`
 }
 
 type (
-	fullCmd  struct{}
-	quickCmd struct{}
-	knobsCmd struct{}
-	holdCmd  struct{}
-	whyCmd   struct{}
+	fullCmd   struct{}
+	quickCmd  struct{}
+	knobsCmd  struct{}
+	holdCmd   struct{}
+	whyCmd    struct{}
+	causesCmd struct{}
 )
 
 func main() {
@@ -79,12 +81,12 @@ func main() {
 
 // Run measures everything.
 func (fullCmd) Run(ctx context.Context, o *options) error {
-	return bench(ctx, o, "interference", 60, protections, nil, nil, nil)
+	return bench(ctx, o, "interference", 60, compared(), nil, nil, nil)
 }
 
 // Run measures a choice of pairs that shows each way in which offline work hurts.
 func (quickCmd) Run(ctx context.Context, o *options) error {
-	return bench(ctx, o, "quick", 4.5, protections, []string{"nginx"}, nil, []string{"cpu", "memcpy", "fork", "mmap", "hdd", "compile"})
+	return bench(ctx, o, "quick", 4.5, compared(), []string{"nginx"}, nil, []string{"cpu", "memcpy", "fork", "mmap", "hdd", "compile"})
 }
 
 // Run measures single knobs beside nginx.
@@ -94,7 +96,7 @@ func (knobsCmd) Run(ctx context.Context, o *options) error {
 
 // Run holds the first of what was asked for.
 func (holdCmd) Run(ctx context.Context, o *options) (err error) {
-	if err := o.choose(slices.Concat(protections, rungs), nil, nil, nil); err != nil {
+	if err := o.choose(slices.Concat(compared(), rungs), nil, nil, nil); err != nil {
 		return err
 	}
 	bin, remove, err := build()
@@ -188,7 +190,7 @@ func bench(ctx context.Context, o *options, name string, minutes float64, all []
 	r := gather(*o, phases, capacity, time.Since(begin).Seconds())
 	r.CutShort = cut
 	if !counters() {
-		r.NotRun["cpi2-style"] = "this machine offers no hardware counters of cycles and instructions"
+		r.NotRun[cpi2Style] = "this machine offers no hardware counters of cycles and instructions"
 	}
 	r.print(os.Stdout, *o)
 	return errors.Join(err, lab.WriteResult(o.Out, name+".json", r), writePhases(raw, phases), plots(o.Out, name, r, *o))

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/qos-agent/qos-agent/bench/lab"
+	"github.com/qos-agent/qos-agent/bench/load"
 	"github.com/qos-agent/qos-agent/bench/online"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
 	"github.com/qos-agent/qos-agent/test/work"
@@ -196,7 +197,11 @@ func (r *rig) steady(ctx context.Context, s *online.Service, l level) (*suppress
 		return nil, err
 	}
 	pods, system := now.since(before)
-	return newSuppressor(r.cpus, pods, system), nil
+	out := newSuppressor(r.cpus, pods, system)
+	if counters() {
+		out.cpi2, err = learnCPI(ctx, r.Lab, s.Group)
+	}
+	return out, err
 }
 
 func (r *rig) phase(ctx context.Context, s *online.Service, l level, c cell, rule *suppressor) (_ *phase, err error) {
@@ -340,12 +345,14 @@ func (r *rig) window(ctx context.Context, s *online.Service, group string, g *gu
 		Slow: slow, Stall: stall.Seconds() * 1e3,
 	}
 	w.Noisy = w.Steal > stealMax || w.Foreign > foreignMax || w.Slow > slowMax || stall > stallMax
-	// Requests that are not answered yet took at least so long.
-	open, least := float64(m.Unfinished+m.Errors)/float64(max(1, m.Offered)), online.Patience.Seconds()*1e6
-	for share, q := range map[float64]*float64{0.5: &w.P50, 0.01: &w.P99, 0.001: &w.P999} {
-		if open >= share {
-			*q = max(*q, least)
-		}
-	}
+	w.P50, w.P99, w.P999 = atLeast(w.P50, 0.5, m), atLeast(w.P99, 0.99, m), atLeast(w.P999, 0.999, m)
 	return w, nil
+}
+
+// atLeast is a quantile of a window, us, corrected for requests that are not answered yet: they took at least so long.
+func atLeast(us, q float64, w load.Window) float64 {
+	if open := float64(w.Unfinished+w.Errors) / float64(max(1, w.Offered)); open >= 1-q-1e-9 {
+		return max(us, online.Patience.Seconds()*1e6)
+	}
+	return us
 }

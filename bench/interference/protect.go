@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strconv"
 	"time"
 
@@ -25,8 +26,10 @@ type protection struct {
 	what  string
 	fixed []setting
 	agent bool
+	mode  string // of the agent; "" is the policy's
 	// suppress is the form of koordlet's rule, "cpuset" or "quota"; "" for none.
 	suppress string
+	cpi2     bool // the rule of CPI²
 	// frozen of every dutyPeriod the work stands still.
 	frozen time.Duration
 }
@@ -70,6 +73,7 @@ const (
 	dutyPeriod = 20 * time.Millisecond
 	none       = "none"
 	theAgent   = "qos-agent"
+	cpi2Style  = "cpi2-style"
 )
 
 // protections are compared by the interference bench.
@@ -80,6 +84,15 @@ var protections = []protection{
 	{name: "suppress-1hz-cpuset", what: "koordlet's CPU suppress by cpuset, and the least weight", fixed: []setting{weight2()}, suppress: "cpuset"},
 	{name: "suppress-1hz-quota", what: "koordlet's CPU suppress by quota, and the least weight", fixed: []setting{weight2()}, suppress: "quota"},
 	{name: theAgent, what: "the daemon with its default policy", agent: true},
+}
+
+// compared are the protections that this machine can have.
+func compared() []protection {
+	out := slices.Clone(protections)
+	if counters() {
+		out = slices.Insert(out, len(out)-1, protection{name: cpi2Style, what: "the rule of CPI², 600 times as fast as published, and no other protection", cpi2: true})
+	}
+	return out
 }
 
 // rungs are single knobs and pairs of them, for the bench of knobs.
@@ -126,6 +139,8 @@ func protect(ctx context.Context, s *lab.Lab, p protection, o *online.Service, g
 			return g, err
 		}
 		g.stop = background(func(done <-chan struct{}) error { return rule.run(done, s, p.suppress, o.Group, group) })
+	case p.cpi2:
+		g.stop = background(func(done <-chan struct{}) error { return rule.cpi2.run(done, s, o.Group, group) })
 	case p.frozen > 0:
 		g.stop = background(func(done <-chan struct{}) error { return duty(done, s, group, p.frozen) })
 	}
@@ -161,7 +176,7 @@ func duty(done <-chan struct{}, s *lab.Lab, group string, frozen time.Duration) 
 // startAgent starts the daemon that ships, with the default policy, as on a node where it has been before the work comes.
 func (g *guard) startAgent(ctx context.Context, o *online.Service, bin string) error {
 	opt := daemon.Options{
-		Binary: bin, PolicyDir: filepath.Join(g.site.Dir, "policy"), StaticPods: filepath.Join(g.site.Dir, "pods.yaml"), RunDir: filepath.Join(g.site.Dir, "run"),
+		Binary: bin, Mode: g.p.mode, PolicyDir: filepath.Join(g.site.Dir, "policy"), StaticPods: filepath.Join(g.site.Dir, "pods.yaml"), RunDir: filepath.Join(g.site.Dir, "run"),
 	}
 	if err := os.MkdirAll(opt.PolicyDir, 0o755); err != nil {
 		return err
@@ -183,7 +198,9 @@ func (g *guard) startAgent(ctx context.Context, o *online.Service, bin string) e
 	}
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	_, err = g.agent.WaitState(ctx, "both pods", func(st *server.State) bool { return len(st.Pods) == len(pods) && len(st.Knobs) > 0 })
+	_, err = g.agent.WaitState(ctx, "both pods", func(st *server.State) bool {
+		return len(st.Pods) == len(pods) && (len(st.Knobs) > 0 || st.Agent.Mode == "observe")
+	})
 	return err
 }
 
@@ -204,17 +221,27 @@ func (g *guard) ask(ctx context.Context, p *phase) error {
 			p.Rules = append(p.Rules, fmt.Sprintf("%.2f %s: %s", n.At.Sub(st.Agent.Started).Seconds(), n.Rule, n.Message))
 		}
 	}
+	blame, err := g.blame(ctx)
+	p.Blame = map[string]float64{}
+	for who, seconds := range blame {
+		p.Blame[who] = seconds / st.At.Sub(st.Agent.Started).Seconds()
+	}
+	return err
+}
+
+// blame is for how many seconds, summed over its threads, the service has waited while others ran, by who ran.
+func (g *guard) blame(ctx context.Context) (map[string]float64, error) {
 	_, text, err := g.agent.Get(ctx, "/metrics")
 	if err != nil {
-		return err
+		return nil, err
 	}
-	p.Blame = map[string]float64{}
+	out := map[string]float64{}
 	for _, m := range blameLine.FindAllStringSubmatch(text, -1) {
 		if seconds, err := strconv.ParseFloat(m[2], 64); err == nil && seconds > 0 {
-			p.Blame[m[1]] = seconds / st.At.Sub(st.Agent.Started).Seconds()
+			out[m[1]] += seconds
 		}
 	}
-	return nil
+	return out, nil
 }
 
 // blameLine is a line of the metric by culprit; there is only one victim.
@@ -246,7 +273,7 @@ func (g *guard) lift(ctx context.Context) error {
 			set(cgroup.CPUs, cgroup.Value{CPUs: span(0, runtime.NumCPU())})
 		}
 	}
-	if g.p.suppress != "" {
+	if g.p.suppress != "" || g.p.cpi2 {
 		set(cgroup.Quota, cgroup.Value{N: -1, Period: 100_000})
 		set(cgroup.CPUs, cgroup.Value{CPUs: span(0, runtime.NumCPU())})
 	}
@@ -259,6 +286,7 @@ type suppressor struct {
 	rule  map[string]*lab.Suppress
 	cpus  map[string]int
 	quota map[string]int64
+	cpi2  *cpiRule // nil without hardware counters
 }
 
 // newSuppressor begins with what the service and the system use without offline work.

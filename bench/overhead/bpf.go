@@ -283,9 +283,8 @@ func startTool(t tool) (*exec.Cmd, error) {
 	return nil, fmt.Errorf("%s loads no program: %s", t.name, strings.TrimSpace(said.String()))
 }
 
-// bpftrace runs a script of bpftrace's. It finds tracepoints by the files of tracefs, which not every machine has mounted: so it gets a mount
-// namespace of its own that has. The one thing that runqlat.bt wants of a kernel header, which Debian's bpftrace cannot parse on newer kernels, is
-// a constant.
+// bpftrace runs a script of bpftrace's. The one thing that runqlat.bt wants of a kernel header, which Debian's bpftrace cannot parse on newer
+// kernels, is a constant.
 func bpftrace(script string) (*exec.Cmd, error) {
 	if _, err := online.Find("bpftrace", "bpftrace"); err != nil {
 		return nil, err
@@ -295,8 +294,7 @@ func bpftrace(script string) (*exec.Cmd, error) {
 		return nil, err
 	}
 	program := strings.Replace(string(text), "#include <linux/sched.h>", "#define TASK_RUNNING 0", 1)
-	return exec.Command("unshare", "--mount", "sh", "-c",
-		`mount -t tracefs tracefs /sys/kernel/tracing && mount -t debugfs debugfs /sys/kernel/debug && exec bpftrace -e "$0"`, program), nil
+	return lab.Bpftrace(program), nil
 }
 
 // ended reports whether a child has ended and waits to be waited for.

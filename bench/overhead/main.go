@@ -59,7 +59,7 @@ func main() {
 	lab.Main("overhead", &c)
 }
 
-// Run measures and writes the result. A part that is not measured keeps what the file has of it.
+// Run measures and writes the result. A part that is not measured keeps what the file has of it, and so do rows of the daemon.
 func (c *cli) Run(ctx context.Context) (err error) {
 	s, err := lab.OpenSite()
 	if err != nil {
@@ -79,7 +79,7 @@ func (c *cli) Run(ctx context.Context) (err error) {
 		r.print()
 	}
 	if c.Part != "bpf" {
-		r.Windows, r.WindowSeconds, r.Scale, r.Growth = c.Windows, c.Window.Seconds(), nil, nil
+		r.Windows, r.WindowSeconds = c.Windows, c.Window.Seconds()
 		if err := c.scale(ctx, s, r); err != nil {
 			return err
 		}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math"
@@ -24,7 +25,7 @@ type costRow struct {
 	CPUPercentMin float64 `json:"cpu_percent_min"`
 	CPUPercentMax float64 `json:"cpu_percent_max"`
 	RSSMiB        float64 `json:"rss_mib"`
-	AllocsPerTick float64 `json:"allocs_per_tick"` // of the whole process, a scrape every --scrape included
+	AllocsPerTick float64 `json:"allocs_per_tick"` // of the whole process, while nobody asks it for anything
 	TickP50US     float64 `json:"tick_p50_us"`
 	TickP99US     float64 `json:"tick_p99_us"`
 }
@@ -43,11 +44,16 @@ func (c *cli) scale(ctx context.Context, s *lab.Site, r *result) error {
 			}
 			fmt.Printf("%10d %9v %6.2f %% (%.2f - %.2f) %4.1f MiB %12.1f %7.0f / %.0f us\n", n, interval, row.CPUPercent, row.CPUPercentMin, row.CPUPercentMax,
 				row.RSSMiB, row.AllocsPerTick, row.TickP50US, row.TickP99US)
+			r.Scale = slices.DeleteFunc(r.Scale, func(old costRow) bool { return old.Containers == n && old.IntervalMS == row.IntervalMS })
 			r.Scale = append(r.Scale, row)
 		}
 		s.StopAll()
 	}
+	slices.SortFunc(r.Scale, func(a, b costRow) int {
+		return cmp.Or(cmp.Compare(a.Containers, b.Containers), cmp.Compare(a.IntervalMS, b.IntervalMS))
+	})
 	for _, interval := range c.Intervals {
+		r.Growth = slices.DeleteFunc(r.Growth, func(old growth) bool { return old.IntervalMS == interval.Seconds()*1e3 })
 		if g, ok := grow(r.Scale, interval.Seconds()*1e3); ok {
 			r.Growth = append(r.Growth, g)
 			fmt.Printf("at %v: %.4f %% of a core and %.1f KiB for each container more, %.2f %% without any; least squares leave %.0f %% of the largest value\n",
@@ -103,22 +109,18 @@ func (c *cli) row(ctx context.Context, s *lab.Site, n int, interval time.Duratio
 	if err := lab.Sleep(ctx, 3*time.Second); err != nil { // start-up is not steady state
 		return row, err
 	}
-	first, err := d.State(ctx)
-	if err != nil {
+	allocs := &allocations{d: d}
+	if err := allocs.ask(ctx); err != nil {
 		return row, err
 	}
-	// To ask allocates too: by how much, two questions in a row tell.
-	asked, err := metric(ctx, d, "go_memstats_mallocs_total")
-	if err != nil {
+	if err := lab.Sleep(ctx, time.Second); err != nil {
 		return row, err
 	}
-	mallocs, err := metric(ctx, d, "go_memstats_mallocs_total")
-	if err != nil {
+	if err := allocs.ask(ctx); err != nil {
 		return row, err
 	}
-	asked = mallocs - asked
 	var cpu []float64
-	nextScrape := time.Now().Add(c.Scrape)
+	scrapes, nextScrape := 0, time.Now().Add(c.Scrape)
 	for range c.Windows {
 		before, err := work.ProcessCPU(d.PID())
 		if err != nil {
@@ -133,7 +135,7 @@ func (c *cli) row(ctx context.Context, s *lab.Site, n int, interval time.Duratio
 				if _, _, err := d.Get(ctx, "/metrics"); err != nil {
 					return row, err
 				}
-				nextScrape = nextScrape.Add(c.Scrape)
+				scrapes, nextScrape = scrapes+1, nextScrape.Add(c.Scrape)
 			}
 		}
 		after, err := work.ProcessCPU(d.PID())
@@ -142,22 +144,42 @@ func (c *cli) row(ctx context.Context, s *lab.Site, n int, interval time.Duratio
 		}
 		cpu = append(cpu, 100*(after-before).Seconds()/time.Since(start).Seconds())
 	}
-	mallocsAfter, err := metric(ctx, d, "go_memstats_mallocs_total")
-	if err != nil {
+	if err := allocs.ask(ctx); err != nil {
 		return row, err
 	}
+	row.AllocsPerTick = allocs.perSecond(scrapes) * interval.Seconds()
 	last, err := d.State(ctx)
 	if err != nil {
 		return row, err
 	}
 	slices.Sort(cpu)
 	row.CPUPercent, row.CPUPercentMin, row.CPUPercentMax = cpu[len(cpu)/2], cpu[0], cpu[len(cpu)-1]
-	row.AllocsPerTick = (mallocsAfter - mallocs - asked) / float64(max(1, last.Loop.Ticks-first.Loop.Ticks))
 	row.TickP50US, row.TickP99US = last.Loop.Tick.P50Seconds*1e6, last.Loop.Tick.P99Seconds*1e6
 	if row.RSSMiB, err = rss(d.PID()); err != nil {
 		return row, err
 	}
 	return row, d.Stop(ctx)
+}
+
+// allocations counts what the process allocates by itself. To ask it allocates too: how much, two questions a second apart tell, as what it
+// does once a second is in between as well.
+type allocations struct {
+	d       *daemon.Daemon
+	at      []time.Time
+	mallocs []float64
+}
+
+func (a *allocations) ask(ctx context.Context) error {
+	n, err := metric(ctx, a.d, "go_memstats_mallocs_total")
+	a.at, a.mallocs = append(a.at, time.Now()), append(a.mallocs, n)
+	return err
+}
+
+// perSecond is for three questions, the second a second after the first, and asked more in between the second and the third.
+func (a *allocations) perSecond(asked int) float64 {
+	first, rest := a.at[1].Sub(a.at[0]).Seconds(), a.at[2].Sub(a.at[1]).Seconds()
+	questions := float64(asked + 1)
+	return (a.mallocs[2] - a.mallocs[1] - questions*(a.mallocs[1]-a.mallocs[0])) / (rest - questions*first)
 }
 
 // metric reads a metric without labels.

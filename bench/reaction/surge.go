@@ -54,6 +54,14 @@ type surgeRow struct {
 	cuts, recoveries []float64
 }
 
+// plan is what changes: the load of the service beside steady offline work, or the offline work beside a steady service.
+type plan struct {
+	what, group string
+	steady      bool // the service is
+	into        map[string]*surgeRow
+	alone       map[time.Duration]float64 // p99 of as long a time without offline work, us
+}
+
 type surgeLength struct {
 	LengthMS     float64 `json:"length_ms"`
 	Surges       int     `json:"surges"`
@@ -107,9 +115,35 @@ func (c *cli) surges(ctx context.Context, s *lab.Site, r *result) error {
 	if err := each(spinners, (*work.Process).Pause); err != nil {
 		return err
 	}
-	alone := map[time.Duration]float64{}
+	if c.Part != "bursts" {
+		if err := c.plan(ctx, s, web, spinners, plan{what: "online surge", group: "surge", into: r.Protections}); err != nil {
+			return err
+		}
+		best := min(r.Protections["suppress-1hz-cpuset"].FirstCutMS.P50, r.Protections["suppress-1hz-quota"].FirstCutMS.P50)
+		if own := r.Protections["qos-agent-without-posture"].FirstCutMS.P50; own > 0 {
+			r.Faster = best / own
+			fmt.Printf("the agent's ladder cuts %.0f times as fast as the better form of suppress-1hz (median; target 20)\n", r.Faster)
+		} else {
+			fmt.Println("how much faster the agent's ladder is cannot be told: one of the two cut nothing in any surge (is the machine busy with other things?)")
+		}
+	}
+	if c.Part == "surges" {
+		return nil
+	}
+	return c.plan(ctx, s, web, spinners, plan{what: "offline burst", group: "burst", steady: true, into: r.OfflineBursts})
+}
+
+// plan measures all protections.
+func (c *cli) plan(ctx context.Context, s *lab.Site, web *online.Service, spinners []*work.Process, what plan) (err error) {
+	if what.steady {
+		if err := web.SetLoad(surgeLoad); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, web.SetLoad(0)) }()
+	}
+	what.alone = map[time.Duration]float64{}
 	for _, l := range surgeLengths {
-		if alone[l.length], err = aloneP99(ctx, web, l.length, max(1, c.Short/l.part)); err != nil {
+		if what.alone[l.length], err = what.aloneP99(ctx, web, l.length, max(1, c.Short/l.part)); err != nil {
 			return err
 		}
 	}
@@ -120,43 +154,39 @@ func (c *cli) surges(ctx context.Context, s *lab.Site, r *result) error {
 		start      func() (guarding, error)
 	}{
 		{"none", "nothing is done", false, func() (guarding, error) { return nothing{}, nil }},
-		{"suppress-1hz-cpuset", "koordlet's rule by cpuset, and the least weight", false, func() (guarding, error) { return newRule(s, web, "cpuset"), nil }},
-		{"suppress-1hz-quota", "koordlet's rule by quota, and the least weight", false, func() (guarding, error) { return newRule(s, web, "quota"), nil }},
+		{"suppress-1hz-cpuset", "koordlet's rule by cpuset, and the least weight", false, func() (guarding, error) { return newRule(s, web, "cpuset", what.steady), nil }},
+		{"suppress-1hz-quota", "koordlet's rule by quota, and the least weight", false, func() (guarding, error) { return newRule(s, web, "quota", what.steady), nil }},
 		{"qos-agent-without-posture", "the agent with a ladder alone, to see it react", false, func() (guarding, error) { return startAgent(ctx, s, web, groups, reactionPolicy, "cpu.idle") }},
 		{"qos-agent", "the agent with its default policy, whose posture is there before the surge", true, func() (guarding, error) { return startAgent(ctx, s, web, groups, "  mode: enforce\n", "") }},
 	} {
-		if groups, err = c.surgeGroups(s, i); err != nil {
+		if groups, err = c.surgeGroups(s, what.group, i); err != nil {
 			return err
 		}
 		g, err := p.start()
 		if err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
-		row, err := c.protected(ctx, s, web, g, groups, spinners, alone)
+		row, err := c.protected(ctx, s, web, g, groups, spinners, what)
 		err = errors.Join(err, g.end(context.WithoutCancel(ctx)))
 		if err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
 		row.What, row.Standing = p.what, p.standing
-		r.Protections[p.name] = row
+		what.into[p.name] = row
 	}
-	best := min(r.Protections["suppress-1hz-cpuset"].FirstCutMS.P50, r.Protections["suppress-1hz-quota"].FirstCutMS.P50)
-	if own := r.Protections["qos-agent-without-posture"].FirstCutMS.P50; own > 0 {
-		r.Faster = best / own
-	}
-	printSurges(r)
+	what.print()
 	return nil
 }
 
 // surgeGroups makes a group for each surge of a protection: the agent remembers what a pod has done, and would hold it back longer each time,
 // and koordlet's rule leaves weights and limits behind.
-func (c *cli) surgeGroups(s *lab.Site, protection int) (out []string, err error) {
+func (c *cli) surgeGroups(s *lab.Site, name string, protection int) (out []string, err error) {
 	n := 0
 	for _, l := range surgeLengths {
 		n += max(1, c.Short/l.part)
 	}
 	for i := range n {
-		group, err := s.Tree.Make(fmt.Sprintf("surge%d-%04d", protection, i))
+		group, err := s.Tree.Make(fmt.Sprintf("%s%d-%04d", name, protection, i))
 		if err != nil {
 			return nil, err
 		}
@@ -166,10 +196,10 @@ func (c *cli) surgeGroups(s *lab.Site, protection int) (out []string, err error)
 }
 
 // aloneP99 is the median p99 of surges beside nothing.
-func aloneP99(ctx context.Context, web *online.Service, length time.Duration, n int) (float64, error) {
+func (w *plan) aloneP99(ctx context.Context, web *online.Service, length time.Duration, n int) (float64, error) {
 	var all []float64
 	for range max(1, min(3, n)) {
-		slots, err := runSurge(ctx, web, length)
+		slots, err := w.run(ctx, web, length)
 		if err != nil {
 			return 0, err
 		}
@@ -179,20 +209,27 @@ func aloneP99(ctx context.Context, web *online.Service, length time.Duration, n 
 }
 
 // protected runs all surges under one protection.
-func (c *cli) protected(ctx context.Context, s *lab.Site, web *online.Service, g guarding, groups []string, spinners []*work.Process, alone map[time.Duration]float64) (*surgeRow, error) {
+func (c *cli) protected(ctx context.Context, s *lab.Site, web *online.Service, g guarding, groups []string, spinners []*work.Process, what plan) (*surgeRow, error) {
 	row := &surgeRow{}
 	rng := rand.New(rand.NewPCG(c.Seed, 5))
 	defer func() { _ = each(spinners, (*work.Process).Pause) }()
 	for _, l := range surgeLengths {
-		out := surgeLength{LengthMS: l.length.Seconds() * 1e3, P99AloneUS: alone[l.length]}
+		out := surgeLength{LengthMS: l.length.Seconds() * 1e3, P99AloneUS: what.alone[l.length]}
 		var p99, recovered []float64
 		for range max(1, c.Short/l.part) {
 			group := groups[row.Surges]
 			if err := each(spinners, func(p *work.Process) error { return s.Tree.Join(group, p.PID()) }); err != nil {
 				return nil, err
 			}
-			if err := errors.Join(g.calm(ctx, group), each(spinners, (*work.Process).Resume)); err != nil {
+			if err := g.calm(ctx, group); err != nil {
 				return nil, err
+			}
+			// Steady offline work is there before the surge.
+			resume := func() error { return each(spinners, (*work.Process).Resume) }
+			if !what.steady {
+				if err := resume(); err != nil {
+					return nil, err
+				}
 			}
 			if err := lab.Sleep(ctx, time.Duration(200+rng.IntN(300))*time.Millisecond); err != nil {
 				return nil, err
@@ -203,10 +240,14 @@ func (c *cli) protected(ctx context.Context, s *lab.Site, web *online.Service, g
 				at, ok, err := g.surge(done, group)
 				result <- cutResult{at, ok, err}
 			}()
-			slots, err := runSurge(ctx, web, l.length)
+			var resumed error
+			if what.steady {
+				resumed = resume()
+			}
+			slots, err := what.run(ctx, web, l.length)
 			close(done)
 			cut := <-result
-			if err := errors.Join(err, cut.err, each(spinners, (*work.Process).Pause)); err != nil {
+			if err := errors.Join(resumed, err, cut.err, each(spinners, (*work.Process).Pause)); err != nil {
 				return nil, err
 			}
 			row.Surges++
@@ -218,7 +259,7 @@ func (c *cli) protected(ctx context.Context, s *lab.Site, web *online.Service, g
 				row.Uncut++
 			}
 			p99 = append(p99, slots.p99())
-			if at, ok := slots.recovered(2 * alone[l.length]); ok {
+			if at, ok := slots.recovered(2 * what.alone[l.length]); ok {
 				recovered = append(recovered, at.Seconds()*1e3)
 			} else {
 				out.Unrecovered++
@@ -246,28 +287,31 @@ type slotOf struct {
 	w          load.Window
 }
 
-// runSurge asks for length and then for nothing.
-func runSurge(ctx context.Context, web *online.Service, length time.Duration) (out slots, err error) {
+// run watches for length; a surge asks for so long and then for nothing.
+func (w *plan) run(ctx context.Context, web *online.Service, length time.Duration) (out slots, err error) {
 	if _, err := web.Client.Collect(); err != nil {
 		return nil, err
 	}
 	start := time.Now()
-	if err := web.SetLoad(surgeLoad); err != nil {
-		return nil, err
+	if !w.steady {
+		if err := web.SetLoad(surgeLoad); err != nil {
+			return nil, err
+		}
+		defer func() { err = errors.Join(err, web.SetLoad(0)) }()
 	}
 	for at := time.Duration(0); at < length; {
 		if err := lab.Sleep(ctx, min(slot, length-at)); err != nil {
 			return nil, err
 		}
 		end := time.Since(start)
-		w, err := web.Client.Collect()
+		seen, err := web.Client.Collect()
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, slotOf{at, end, w})
+		out = append(out, slotOf{at, end, seen})
 		at = end
 	}
-	return out, web.SetLoad(0)
+	return out, nil
 }
 
 // p99 is the 99th percentile over all requests, µs, from those of the slots: the value below which 99 % of the requests lie if each slot's
@@ -337,26 +381,47 @@ func (nothing) surge(done <-chan struct{}, _ string) (time.Duration, bool, error
 
 // rule is koordlet's, in one of its forms. Each surge finds it as a long calm has left it, with its clock anywhere in its second.
 type rule struct {
-	s    *lab.Site
-	web  *online.Service
-	form string
-	rng  *rand.Rand
-	now  *lab.Suppress
+	s      *lab.Site
+	web    *online.Service
+	form   string
+	steady bool // the service has its load also in the calm
+	rng    *rand.Rand
+	now    *lab.Suppress
+	cpus   int // as last allowed
+	quota  int64
 }
 
-func newRule(s *lab.Site, web *online.Service, form string) *rule {
-	return &rule{s: s, web: web, form: form, rng: rand.New(rand.NewPCG(9, 9))}
+func newRule(s *lab.Site, web *online.Service, form string, steady bool) *rule {
+	return &rule{s: s, web: web, form: form, steady: steady, rng: rand.New(rand.NewPCG(9, 9))}
 }
 
 func (r *rule) end(context.Context) error { return nil }
 
-func (r *rule) calm(_ context.Context, group string) error {
+// calmFor is how long use is looked at in a calm in which there is some.
+const calmFor = 300 * time.Millisecond
+
+func (r *rule) calm(ctx context.Context, group string) error {
 	r.now = lab.NewSuppress(runtime.NumCPU())
 	if err := r.s.Tree.Set(group, cgroup.Weight, cgroup.Value{N: 2}); err != nil {
 		return err
 	}
-	cpus, quota := r.now.Step(0, 0)
-	return r.write(group, cpus, quota)
+	pods, system := 0.0, 0.0
+	if r.steady {
+		before, err := r.used()
+		if err != nil {
+			return err
+		}
+		if err := lab.Sleep(ctx, calmFor); err != nil {
+			return err
+		}
+		after, err := r.used()
+		if err != nil {
+			return err
+		}
+		pods, system = (after[0]-before[0]).Seconds()/calmFor.Seconds(), (after[1]-before[1]).Seconds()/calmFor.Seconds()
+	}
+	r.cpus, r.quota = r.now.Step(pods, system)
+	return r.write(group, r.cpus, r.quota)
 }
 
 func (r *rule) write(group string, cpus int, quota int64) error {
@@ -372,14 +437,18 @@ func (r *rule) write(group string, cpus int, quota int64) error {
 
 func (r *rule) surge(done <-chan struct{}, group string) (cut time.Duration, ok bool, err error) {
 	now := r.now
-	cpus, quota := now.Step(0, 0)
-	// The second in which the surge begins had begun earlier, without use.
+	cpus, quota := r.cpus, r.quota
+	// The second in which the surge begins had begun earlier, without use; with the same use as then if that is steady.
 	early := time.Duration(r.rng.Int64N(int64(lab.SuppressEvery)))
 	before, err := r.used()
 	if err != nil {
 		return 0, false, err
 	}
-	for wait, span := lab.SuppressEvery-early, lab.SuppressEvery; ; wait = lab.SuppressEvery {
+	wait, span := lab.SuppressEvery-early, lab.SuppressEvery
+	if r.steady {
+		span = wait
+	}
+	for ; ; wait, span = lab.SuppressEvery, lab.SuppressEvery {
 		select {
 		case <-done:
 			return cut, ok, nil
@@ -480,16 +549,16 @@ func (a *agent) end(ctx context.Context) error {
 	return a.d.Stop(ctx)
 }
 
-func printSurges(r *result) {
+func (w *plan) print() {
 	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprint(t, "\nonline surge\tfirst cut p50 / p99\tuncut\trecovered p50 / p99")
-	lengths := r.Protections["none"].Lengths
+	fmt.Fprintf(t, "\n%s\tfirst cut p50 / p99\tuncut\trecovered p50 / p99", w.what)
+	lengths := w.into["none"].Lengths
 	for _, l := range lengths {
 		fmt.Fprintf(t, "\tp99 of %v (alone %.1f ms)", time.Duration(l.LengthMS*1e6), l.P99AloneUS/1e3)
 	}
 	fmt.Fprintln(t)
 	for _, name := range []string{"none", "suppress-1hz-cpuset", "suppress-1hz-quota", "qos-agent-without-posture", "qos-agent"} {
-		p := r.Protections[name]
+		p := w.into[name]
 		cut := fmt.Sprintf("%.1f / %.1f ms", p.FirstCutMS.P50, p.FirstCutMS.P99)
 		if p.Standing {
 			cut = "stands before"
@@ -507,9 +576,4 @@ func printSurges(r *result) {
 		fmt.Fprintln(t)
 	}
 	t.Flush()
-	if r.Faster == 0 {
-		fmt.Println("how much faster the agent's ladder is cannot be told: one of the two cut nothing in any surge (is the machine busy with other things?)")
-		return
-	}
-	fmt.Printf("the agent's ladder cuts %.0f times as fast as the better form of suppress-1hz (median; target 20)\n", r.Faster)
 }

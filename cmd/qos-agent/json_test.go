@@ -53,3 +53,23 @@ func TestRestoreJSON(t *testing.T) {
 		t.Errorf("nothing to restore (-want +got):\n%s", diff)
 	}
 }
+
+func TestVersionJSON(t *testing.T) {
+	var got versionInfo
+	if code := runJSON(t, &got, "version", "--json"); code != exitOK || got.Version != version || got.Go == "" || got.OS != "linux" || got.Arch == "" {
+		t.Errorf("exit code %d, %+v", code, got)
+	}
+}
+
+func TestSimulateJSON(t *testing.T) {
+	var got []simulated
+	if code := runJSON(t, &got, "simulate", "--json", "--notes", "calm", "antagonist-arrives"); code != exitOK || len(got) != 2 {
+		t.Fatalf("exit code %d, %+v", code, got)
+	}
+	if calm := got[0]; calm.FirstCut != nil || calm.Cuts != 0 || len(calm.Wrong) != 0 {
+		t.Errorf("calm: %+v", calm)
+	}
+	if harm := got[1]; harm.FirstCut == nil || harm.Cuts == 0 || len(harm.Notes) == 0 || harm.Seconds <= 0 {
+		t.Errorf("harm: %+v", harm)
+	}
+}
