@@ -145,12 +145,7 @@ func (c *runCmd) Run(ctx context.Context) error {
 	r.MiBHour = float64(bytes) / (1 << 20) / c.Length.Hours()
 	r.BytesCtrHour = float64(bytes) / c.Length.Hours() / float64(c.Containers)
 	fmt.Printf("recording %d containers: %.1f MiB an hour, %.0f bytes per container and hour, %.2f %% of a core\n", c.Containers, r.MiBHour, r.BytesCtrHour, percent)
-	var decided []outcome
-	if decided, err = c.replays(ctx, main, "decide"); err != nil {
-		return err
-	}
-	r.Factor, r.FactorMin, r.FactorMax, r.RSSMiB = factor(decided), decided[0].Factor, decided[len(decided)-1].Factor, decided[len(decided)/2].RSSMiB
-	verified, err := c.replays(ctx, main, "verify")
+	decided, verified, err := c.both(ctx, &r, main, fmt.Sprintf("%d containers, made up", c.Containers))
 	if err != nil {
 		return err
 	}
@@ -158,8 +153,8 @@ func (c *runCmd) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	r.Factor, r.FactorMin, r.FactorMax, r.RSSMiB = factor(decided), decided[0].Factor, decided[len(decided)-1].Factor, decided[len(decided)/2].RSSMiB
 	r.FactorVerify, r.FactorRead = factor(verified), factor(read)
-	r.verified(fmt.Sprintf("%d containers, made up", c.Containers), &verified[0].Verdict)
 	fmt.Printf("replay on one core: %.0f times real time (%.0f - %.0f), verifying %.0f, only reading %.0f; %.1f MiB resident\n",
 		r.Factor, r.FactorMin, r.FactorMax, r.FactorVerify, r.FactorRead, r.RSSMiB)
 
@@ -187,10 +182,11 @@ func (c *runCmd) Run(ctx context.Context) error {
 	case err != nil:
 		return err
 	default:
-		row := loadRow{Load: "a real daemon's"}
-		if err := c.both(ctx, &r, &row, c.Trace, c.Trace); err != nil {
+		row, err := c.row(ctx, &r, c.Trace, c.Trace)
+		if err != nil {
 			return err
 		}
+		row.Load = "a real daemon's"
 		r.Real = &row
 		fmt.Printf("%s: %.0f bytes per container and hour, %.0f times real time, verifying %.0f\n", c.Trace, row.BytesCtrHour, row.Factor, row.FactorVerify)
 	}
@@ -271,32 +267,38 @@ func (c *runCmd) length(ctx context.Context, dir string, length time.Duration) (
 
 func (c *runCmd) load(ctx context.Context, r *result, dir, name string, o tracetest.Options) (loadRow, error) {
 	length := c.Length / 2
-	row := loadRow{Load: name}
 	bytes, _, err := c.record(dir, o, length)
+	if err != nil {
+		return loadRow{}, err
+	}
+	row, err := c.row(ctx, r, dir, name)
 	if err != nil {
 		return row, err
 	}
 	row.MiBHour = float64(bytes) / (1 << 20) / length.Hours()
-	if err := c.both(ctx, r, &row, dir, name); err != nil {
-		return row, err
-	}
 	fmt.Printf("%s: %.1f MiB an hour, %.0f times real time, verifying %.0f\n", name, row.MiBHour, row.Factor, row.FactorVerify)
 	return row, nil
 }
 
-// both replays a recording, and verifies it.
-func (c *runCmd) both(ctx context.Context, r *result, row *loadRow, dir, name string) error {
-	decided, err := c.replays(ctx, dir, "decide")
+// row replays a recording, and verifies it.
+func (c *runCmd) row(ctx context.Context, r *result, dir, name string) (loadRow, error) {
+	decided, verified, err := c.both(ctx, r, dir, name)
 	if err != nil {
-		return err
+		return loadRow{}, err
 	}
-	verified, err := c.replays(ctx, dir, "verify")
-	if err != nil {
-		return err
+	return loadRow{Load: name, BytesCtrHour: decided[0].BytesCtrHour, Factor: factor(decided), FactorVerify: factor(verified)}, nil
+}
+
+// both replays a recording, and verifies it, several times each.
+func (c *runCmd) both(ctx context.Context, r *result, dir, name string) (decided, verified []outcome, err error) {
+	if decided, err = c.replays(ctx, dir, "decide"); err != nil {
+		return nil, nil, err
 	}
-	row.Factor, row.FactorVerify, row.BytesCtrHour = factor(decided), factor(verified), decided[0].BytesCtrHour
+	if verified, err = c.replays(ctx, dir, "verify"); err != nil {
+		return nil, nil, err
+	}
 	r.verified(name, &verified[0].Verdict)
-	return nil
+	return decided, verified, nil
 }
 
 // replays measures several times and returns the outcomes by factor.

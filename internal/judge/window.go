@@ -42,9 +42,11 @@ func (t *Tally) Reset() {
 
 // P99 is the 99th percentile, interpolated inside its bucket; 0 for an empty tally. A percentile in the overflow bucket is
 // its lower bound.
-func (t *Tally) P99() time.Duration { return p99(t.total, t.top, &t.counts, nil) }
+func (t *Tally) P99() time.Duration { return p99(t.total, t.top, &t.counts, &nothing) }
 
-// p99 is the 99th percentile of one or two tallies together. It reads from the top, where the answer is, and counts in integers so that every
+var nothing [histogram.Buckets]uint32
+
+// p99 is the 99th percentile of two tallies together. It reads from the top, where the answer is, and counts in integers so that every
 // machine gets the same.
 func p99(total uint64, top int, a, b *[histogram.Buckets]uint32) time.Duration {
 	if total == 0 {
@@ -52,11 +54,8 @@ func p99(total uint64, top int, a, b *[histogram.Buckets]uint32) time.Duration {
 	}
 	rank := (total*99 + 99) / 100 // the least number of waits that is at least 99 % of them
 	below := total
-	for i := top; i >= 0; i-- {
-		n := uint64(a[i])
-		if b != nil {
-			n += uint64(b[i])
-		}
+	for i := min(top, histogram.Overflow); i >= 0; i-- {
+		n := uint64(a[i]) + uint64(b[i])
 		below -= n
 		if below >= rank { // also where n is 0
 			continue

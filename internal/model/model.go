@@ -17,7 +17,10 @@
 // Everything is a pure function of its arguments, without clock or global state.
 package model
 
-import "math"
+import (
+	"math"
+	"slices"
+)
 
 // Standing is how the scheduler ranks an offline pod against online ones.
 type Standing uint8
@@ -51,11 +54,18 @@ func (c Claim) want() float64 {
 }
 
 // Share divides the CPU time that is left per CPU (0 to 1) among the claims, max-min fair: all get the same until they have what
-// they want, or until their mask is full. got is appended to dst[:0].
+// they want, or until their mask is full. What each gets is appended to dst[:0].
+//
+// What matters of a mask is how much is used by all claims that fit into it, so that is worked out once for each mask: there are a hundred
+// claims on a busy node, but few masks.
 func Share(dst []float64, free float64, claims []Claim) []float64 {
 	dst = dst[:0]
-	for range claims {
+	var masks []int // the sizes that there are
+	for _, c := range claims {
 		dst = append(dst, 0)
+		if !slices.Contains(masks, c.CPUs) {
+			masks = append(masks, c.CPUs)
+		}
 	}
 	const most = 1e-9
 	fixed := make([]bool, len(claims))
@@ -67,10 +77,15 @@ func Share(dst []float64, free float64, claims []Claim) []float64 {
 				open++
 				step = min(step, c.want()-dst[i])
 			}
-			// Masks of claims that have what they want bound those inside them as well.
+		}
+		if open == 0 {
+			return dst
+		}
+		// Masks of claims that have what they want bound those inside them as well.
+		for _, m := range masks {
 			used, sharers := 0.0, 0
-			for j, o := range claims { // all that fit into this claim's mask
-				if o.CPUs <= c.CPUs {
+			for j, o := range claims { // all that fit into this mask
+				if o.CPUs <= m {
 					used += dst[j]
 					if !fixed[j] {
 						sharers++
@@ -78,35 +93,28 @@ func Share(dst []float64, free float64, claims []Claim) []float64 {
 				}
 			}
 			if sharers > 0 {
-				step = min(step, max(0, free*float64(c.CPUs)-used)/float64(sharers))
+				step = min(step, max(0, free*float64(m)-used)/float64(sharers))
 			}
-		}
-		if open == 0 {
-			return dst
 		}
 		for i := range claims {
 			if !fixed[i] {
 				dst[i] += step
 			}
 		}
+		full := 0 // the largest mask that is full, which none inside it can outgrow
+		for _, m := range masks {
+			used := 0.0
+			for j, o := range claims {
+				if o.CPUs <= m {
+					used += dst[j]
+				}
+			}
+			if used >= free*float64(m)-most {
+				full = max(full, m)
+			}
+		}
 		for i, c := range claims {
-			if fixed[i] {
-				continue
-			}
-			full := false
-			for _, k := range claims { // any mask around it that is full
-				if k.CPUs < c.CPUs {
-					continue
-				}
-				used := 0.0
-				for j, o := range claims {
-					if o.CPUs <= k.CPUs {
-						used += dst[j]
-					}
-				}
-				full = full || used >= free*float64(k.CPUs)-most
-			}
-			fixed[i] = full || dst[i] >= c.want()-most
+			fixed[i] = fixed[i] || c.CPUs <= full || dst[i] >= c.want()-most
 		}
 	}
 }

@@ -2,6 +2,7 @@ package model
 
 import (
 	"math"
+	"slices"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -109,5 +110,81 @@ func TestCurvesGrow(t *testing.T) {
 	}
 	if CPI(1, 10, 100, 2) != 3 {
 		t.Error("CPI")
+	}
+}
+
+// TestShareIsThatOfAskingEachForEach compares with what looks at every claim for every other, to the last bit.
+func TestShareIsThatOfAskingEachForEach(t *testing.T) {
+	rapid.Check(t, func(r *rapid.T) {
+		var claims []Claim
+		for range rapid.IntRange(0, 12).Draw(r, "claims") {
+			claims = append(claims, Claim{
+				Demand: rapid.Float64Range(0, 20).Draw(r, "demand"), CPUs: rapid.IntRange(0, 6).Draw(r, "cpus"), Limit: rapid.SampledFrom([]float64{0, 0.5, 3}).Draw(r, "limit"),
+			})
+		}
+		free := rapid.Float64Range(0, 1).Draw(r, "free")
+		want, got := shareOneByOne(nil, free, claims), Share(nil, free, claims)
+		if !slices.Equal(want, got) {
+			r.Fatalf("%v, want %v", got, want)
+		}
+	})
+}
+
+func shareOneByOne(dst []float64, free float64, claims []Claim) []float64 {
+	dst = dst[:0]
+	for range claims {
+		dst = append(dst, 0)
+	}
+	const most = 1e-9
+	fixed := make([]bool, len(claims))
+	for {
+		// The most by which all open claims can still grow together.
+		step, open := math.Inf(1), 0
+		for i, c := range claims {
+			if !fixed[i] {
+				open++
+				step = min(step, c.want()-dst[i])
+			}
+			// Masks of claims that have what they want bound those inside them as well.
+			used, sharers := 0.0, 0
+			for j, o := range claims { // all that fit into this claim's mask
+				if o.CPUs <= c.CPUs {
+					used += dst[j]
+					if !fixed[j] {
+						sharers++
+					}
+				}
+			}
+			if sharers > 0 {
+				step = min(step, max(0, free*float64(c.CPUs)-used)/float64(sharers))
+			}
+		}
+		if open == 0 {
+			return dst
+		}
+		for i := range claims {
+			if !fixed[i] {
+				dst[i] += step
+			}
+		}
+		for i, c := range claims {
+			if fixed[i] {
+				continue
+			}
+			full := false
+			for _, k := range claims { // any mask around it that is full
+				if k.CPUs < c.CPUs {
+					continue
+				}
+				used := 0.0
+				for j, o := range claims {
+					if o.CPUs <= k.CPUs {
+						used += dst[j]
+					}
+				}
+				full = full || used >= free*float64(k.CPUs)-most
+			}
+			fixed[i] = full || dst[i] >= c.want()-most
+		}
 	}
 }

@@ -346,7 +346,7 @@ func (r *run) resume(s *trace.Step) error {
 	}
 	r.seq = s.Snapshot.Seq
 	switch {
-	case s.State == nil:
+	case !s.HasState():
 		if r.brain == nil {
 			r.brain = decide.New()
 			r.warn("the recording begins without a checkpoint: until the controllers have met all, decisions may differ")
@@ -369,27 +369,39 @@ func (r *run) resume(s *trace.Step) error {
 		}
 		return nil
 	}
-	brain, err := decide.Restore(r.layout, s.State)
+	brain, err := r.restore(s)
 	if errors.Is(err, decide.ErrLayout) {
 		if r.brain == nil {
 			r.brain = decide.New()
 		}
 		return nil
 	} else if err != nil {
-		return fmt.Errorf("step %d: %w", s.Snapshot.Seq, err)
+		return err
 	}
 	r.brain, r.exact = brain, true
 	return nil
 }
 
+func (r *run) restore(s *trace.Step) (*decide.State, error) {
+	state, err := s.Checkpoint()
+	if err != nil {
+		return nil, err
+	}
+	brain, err := decide.Restore(r.layout, state)
+	if err != nil {
+		return nil, fmt.Errorf("step %d: %w", s.Snapshot.Seq, err)
+	}
+	return brain, nil
+}
+
 // checkpoint is the step's in the layout of this version, in which those of a brain are.
 func (r *run) checkpoint(s *trace.Step) ([]byte, error) {
 	if r.layout == decide.StateLayout() {
-		return s.State, nil
+		return s.Checkpoint()
 	}
-	brain, err := decide.Restore(r.layout, s.State)
+	brain, err := r.restore(s)
 	if err != nil {
-		return nil, fmt.Errorf("step %d: %w", s.Snapshot.Seq, err)
+		return nil, err
 	}
 	return brain.Checkpoint(nil), nil
 }

@@ -315,13 +315,16 @@ func TestDamagedCheckpoints(t *testing.T) {
 			} else if err != nil {
 				t.Fatal(err)
 			}
-			if s.State != nil {
+			if s.HasState() {
 				met++
 			}
 			if met < 2 {
 				continue // the first is of a brain that has met nobody
 			}
-			if s.State != nil {
+			if s.HasState() {
+				if s.State, err = s.Checkpoint(); err != nil {
+					t.Fatal(err)
+				}
 				s.State = slices.Clone(s.State)
 				for range 1 + rng.IntN(3) {
 					s.State[rng.IntN(len(s.State))] = byte(rng.IntN(256))

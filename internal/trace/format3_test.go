@@ -48,7 +48,7 @@ func (c *content) add(s *Step) {
 	c.Steps++
 	c.Events += len(s.Snapshot.Events)
 	c.Notes += len(s.Decision.Notes)
-	if s.State != nil {
+	if s.HasState() {
 		c.States++
 	}
 	for i := range s.Decision.Plan {

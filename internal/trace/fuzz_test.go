@@ -43,8 +43,12 @@ func use(t *testing.T, s *Step) {
 		return
 	}
 	decide.New().Step(s.Snapshot, s.Policy)
-	if s.State != nil {
-		_, _ = decide.Restore(decide.StateLayout(), s.State)
+	state, err := s.Checkpoint()
+	if fe := new(FormatError); err != nil && !errors.As(err, &fe) {
+		t.Fatalf("an error that does not say where: %v", err)
+	}
+	if state != nil {
+		_, _ = decide.Restore(decide.StateLayout(), state)
 	}
 }
 

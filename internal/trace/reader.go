@@ -51,6 +51,10 @@ type Reader struct {
 	hasBase  bool
 	state    []byte
 	hasState bool
+	// A checkpoint as it is in the file, and where. Few are looked at.
+	packed      []byte
+	packedFrame int
+	packedAt    int64
 
 	base       base
 	containers []signal.ContainerSample // of the last tick, with waits
@@ -472,10 +476,8 @@ func (r *Reader) Next() (*Step, error) {
 				return nil, r.fail(r.frames-1, r.at, err)
 			}
 		case frameState:
-			if r.state, err = r.unpack.whole(r.state, b); err != nil {
-				return nil, r.fail(r.frames-1, r.at, fmt.Errorf("checkpoint: %w", err))
-			}
-			r.hasState = true
+			r.packed, r.hasState = append(r.packed[:0], b...), true
+			r.packedFrame, r.packedAt = r.frames-1, r.at
 		case frameIndex:
 			r.offset = r.size
 			return nil, io.EOF
@@ -496,6 +498,14 @@ func (r *Reader) Next() (*Step, error) {
 		return nil, r.fail(r.frames-1, r.at, fmt.Errorf("step %d of %d: %w", r.header.steps-r.left, r.header.steps, err))
 	}
 	return &r.step, nil
+}
+
+// checkpoint decompresses the checkpoint that was read last.
+func (r *Reader) checkpoint() (_ []byte, err error) {
+	if r.state, err = r.unpack.whole(r.state, r.packed); err != nil {
+		return nil, r.fail(r.packedFrame, r.packedAt, fmt.Errorf("checkpoint: %w", err))
+	}
+	return r.state, nil
 }
 
 // open takes a frame of steps apart.
@@ -539,7 +549,7 @@ func (r *Reader) decode() error {
 	step := &r.step
 	*step = Step{Outcomes: step.Outcomes[:0]}
 	if r.hasState {
-		step.State, r.hasState = r.state, false
+		step.packed, r.hasState = r, false
 	}
 	flags := s.s[streamStep].Uvarint()
 	if flags >= stepFlags {

@@ -214,7 +214,7 @@ func TestRecorderDropsRatherThanWaits(t *testing.T) {
 	known := true // what the brain remembered
 	_, steps := readAll(t, dir, func(i int, s *Step) {
 		dropped += s.Dropped
-		known = s.State != nil || known && s.Dropped == 0
+		known = s.HasState() || known && s.Dropped == 0
 	})
 	if uint64(steps) != st.Steps || dropped != st.Dropped {
 		t.Errorf("%d steps and %d dropped in the file; %+v", steps, dropped, st)
@@ -259,7 +259,7 @@ func TestRecorderOutlivesABadDisk(t *testing.T) {
 	}
 	defer second.Close()
 	s, err := second.Next()
-	if err != nil || s.State == nil || s.Dropped == 0 {
+	if err != nil || !s.HasState() || s.Dropped == 0 {
 		t.Errorf("the second file begins with %+v, %v", s, err)
 	}
 }

@@ -40,11 +40,28 @@ type Step struct {
 	// Dropped is how many steps are missing right before this one, because the recorder could not keep up. Unless State is there as well,
 	// decisions from here on cannot be made again exactly.
 	Dropped uint64
-	// State is a checkpoint of the brain before this step; nil: there is none here. See decide.Restore and Info.StateLayout.
+	// State is a checkpoint of the brain before this step, to be written; nil: there is none here. See decide.Restore and Info.StateLayout. As read
+	// it is nil: see Checkpoint.
 	State []byte
+	// packed has the checkpoint in the file that the step was read from.
+	packed *Reader
 
 	// quiet says that an event's containers are left out, because they are those of the last tick without their waits.
 	quiet bool
+}
+
+// HasState reports whether there is a checkpoint before this step.
+func (s *Step) HasState() bool { return s.State != nil || s.packed != nil }
+
+// Checkpoint is State, also of a step that was read: it is decompressed only when asked for, and valid until the next step is read.
+func (s *Step) Checkpoint() ([]byte, error) {
+	if s.State == nil && s.packed != nil {
+		var err error
+		if s.State, err = s.packed.checkpoint(); err != nil {
+			return nil, err
+		}
+	}
+	return s.State, nil
 }
 
 // Outcome is one change that the executor made or tried.

@@ -443,7 +443,7 @@ func compare(t testing.TB, where string, want, got *Step) {
 	if (want.Policy == nil) != (got.Policy == nil) || want.Policy != nil && want.Policy.ID() != got.Policy.ID() {
 		t.Fatalf("%s: another policy", where)
 	}
-	if !bytes.Equal(want.State, got.State) || want.Dropped != got.Dropped {
+	if state, err := got.Checkpoint(); err != nil || !bytes.Equal(want.State, state) || want.Dropped != got.Dropped {
 		t.Fatalf("%s: another checkpoint or number of dropped steps", where)
 	}
 	for name, d := range map[string]string{

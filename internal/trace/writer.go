@@ -176,8 +176,12 @@ func (w *Writer) Append(s *Step) error {
 	if w.err != nil {
 		return w.err
 	}
-	if s.State != nil {
-		w.Checkpoint(s.State)
+	if s.HasState() {
+		state, err := s.Checkpoint()
+		if err != nil {
+			return err
+		}
+		w.Checkpoint(state)
 	}
 	p, err := w.policy(s.Policy)
 	if err != nil {

@@ -296,13 +296,24 @@ func (m *Model) waits(bins *[histogram.Buckets]float64, ns float64, st model.Sta
 		}
 		return
 	}
-	mix := model.Mixture{Median: 1, Hits: []model.Hit{{P: 1, Mean: priorTail[st]}}}
-	mix.Tally(bins, ns/1e3/priorTail[st])
+	n := ns / 1e3 / priorTail[st]
+	for i, part := range &priorShapes[st] {
+		bins[i] += n * part
+	}
 }
 
 // priorTail is the mean wait behind an offline pod where none was ever seen, µs: a slice or two at equal weight, what kernel work takes
 // otherwise.
 var priorTail = [model.Standings]float64{model.Equal: 4000, model.Weight: 1500, model.Idle: 1000}
+
+// priorShapes is how such waits spread over a histogram: what each bucket has of one wait. It is asked for every pair of pods at every tick.
+var priorShapes = func() (s [model.Standings][histogram.Buckets]float64) {
+	for st := range s {
+		mix := model.Mixture{Median: 1, Hits: []model.Hit{{P: 1, Mean: priorTail[st]}}}
+		mix.Tally(&s[st], 1)
+	}
+	return s
+}()
 
 // Error is how far off predictions are.
 type Error struct {
