@@ -27,6 +27,7 @@ type flow struct {
 	cores  float64 // at most this many CPUs
 	pen    float64 // cycles a miss: less for a stream, which has several under way
 	off    bool
+	unread bool   // resctrl's counters of it are not read
 	stuck  string // why its limits cannot be set; "": they can
 
 	occ       float64 // MiB
@@ -208,7 +209,9 @@ func (m *memory) build() {
 		}
 		if m.caps.BandwidthMonitoring || m.caps.CacheMonitoring {
 			c.RDT = signal.RDTSample{At: m.now, Span: m.tick, State: m.state}
-			if m.state == signal.RDTOK {
+			if f.unread {
+				c.RDT = signal.RDTSample{}
+			} else if m.state == signal.RDTOK {
 				d := signal.RDTDomainSample{ID: f.domain, OccupancyBytes: uint64(f.occ * (1 << 20)), TotalBytes: uint64(f.mbps * 1e6 * span)}
 				c.RDT.OccupancyBytes, c.RDT.TotalBytes, c.RDT.Domains = d.OccupancyBytes, d.TotalBytes, []signal.RDTDomainSample{d}
 			}
@@ -1034,4 +1037,19 @@ func TestAPressThatDoesNotHelpIsTakenBack(t *testing.T) {
 	if pressed, back := m.count(control.RulePress, "h1"), m.count(control.RuleTakeBack, "h1"); h.mb != held || pressed != 1 || back != 1 {
 		t.Errorf("held to %d %%, then to %d %%; pressed %d times, taken back %d times", held, h.mb, pressed, back)
 	}
+}
+
+// TestTheOtherSocketIsLeftAloneWhileItsCountersAreLate: on a busy node readings of offline pods come late. Misses alone do not say on which socket
+// they are; where the pod was seen last does.
+func TestTheOtherSocketIsLeftAloneWhileItsCountersAreLate(t *testing.T) {
+	far := hog("far").stopped()
+	far.domain = 1
+	m := newMemory(t, 2, server("a"), far, hog("near").stopped())
+	m.twin = New()
+	m.recover(1.1, "near", "far")
+	m.run(3 * time.Second)
+	far.unread = true
+	m.flow("a").cpi0 *= 1.4 // somebody is looked for
+	m.run(8 * time.Second)
+	m.onlyCut("near")
 }

@@ -111,6 +111,7 @@ type podTraffic struct {
 	occupancy uint64 // bytes; 0: not known
 	monitored bool   // by resctrl: byDomain means something
 	known     bool
+	home      uint64 // domains in which resctrl last saw it move anything, bit i for index i; 0: not known
 }
 
 // survey gathers what every pod moves: as resctrl sees it where it does, else from the counters of LLC misses, 64 bytes each, which
@@ -122,6 +123,9 @@ func (s *State) survey(v *View) {
 	}
 	if v.Changed || len(t.pods) != len(v.Pods) {
 		t.pods = slices.Grow(t.pods[:0], len(v.Pods))[:len(v.Pods)]
+		for i := range t.pods {
+			t.pods[i].home = 0 // it may be another pod's
+		}
 	}
 	t.domains(v)
 	for i := range t.pods {
@@ -130,6 +134,14 @@ func (s *State) survey(v *View) {
 		p.mbps, p.occupancy, p.monitored, p.known = 0, 0, false, false
 		for k := v.First[i]; k < v.First[i+1]; k++ {
 			p.add(v, &v.Containers[k], t.ids)
+		}
+		if p.monitored && p.mbps > 0 && len(t.ids) <= 64 {
+			p.home = 0
+			for d, n := range p.byDomain {
+				if n*20 >= p.mbps {
+					p.home |= 1 << d
+				}
+			}
 		}
 		if !p.monitored {
 			p.known, p.mbps = false, 0
@@ -214,11 +226,17 @@ func (t *traffic) total(v *View) {
 	}
 }
 
-// at marks the domains that a pod uses: those with a noticeable part of its traffic, or all if nothing is known of that.
+// at marks the domains that a pod uses: those with a noticeable part of its traffic, at present or when that was last seen, or all if nothing is
+// known of it.
 func (t *traffic) at(pod int) {
 	p := &t.pods[pod]
 	for d := range t.busy {
-		t.busy[d] = !p.monitored || p.mbps == 0 || p.byDomain[d]*20 >= p.mbps
+		switch {
+		case !p.monitored:
+			t.busy[d] = p.home == 0 || p.home>>d&1 == 1
+		default:
+			t.busy[d] = p.mbps == 0 || p.byDomain[d]*20 >= p.mbps
+		}
 	}
 }
 
@@ -226,7 +244,13 @@ func (t *traffic) at(pod int) {
 func (t *traffic) here(pod int) (n uint64) {
 	p := &t.pods[pod]
 	if !p.monitored {
-		return p.mbps
+		// Counters of misses know of no domains: where it was seen last is where it is.
+		for d, b := range t.busy {
+			if b && (p.home == 0 || p.home>>d&1 == 1) {
+				return p.mbps
+			}
+		}
+		return 0
 	}
 	for d, b := range t.busy {
 		if b {
