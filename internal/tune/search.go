@@ -101,9 +101,11 @@ func (s *Search) Run() ([]Found, error) {
 	}
 	seen := map[string]bool{base.ID(): true}
 	skipped := 0
+	var why error // of the last one that was
 	for _, at := range points {
 		c, err := s.Base.at(s.Space, at)
 		if err != nil {
+			why = err
 			skipped++ // fields that do not go together
 			continue
 		}
@@ -112,8 +114,8 @@ func (s *Search) Run() ([]Found, error) {
 			pool = append(pool, c)
 		}
 	}
-	if len(pool) == 1 {
-		return nil, fmt.Errorf("none of %d points of the space is a valid policy: %w", len(points), err)
+	if len(pool) == 1 && why != nil {
+		return nil, fmt.Errorf("none of %d points of the space is a valid policy: %w", len(points), why)
 	}
 	s.Log("%d candidates (%d points are no valid policies)", len(pool), skipped)
 	if s.Shards > 0 {

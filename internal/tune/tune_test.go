@@ -229,6 +229,24 @@ func TestShardsMergeToTheWhole(t *testing.T) {
 	}
 }
 
+// TestNoPointIsAPolicy: where a space and a policy do not go together, the error says why.
+func TestNoPointIsAPolicy(t *testing.T) {
+	base, _, recs, _ := setUp(t)
+	file := filepath.Join(t.TempDir(), "space.yaml")
+	text := "apiVersion: qos-agent.io/v1alpha1\nkind: TuneSpace\nparameters:\n- {path: judge.window, from: 40s, to: 50s}\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	space, err := LoadSpace(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = (&Search{Base: base, Space: space, Recordings: recs, Points: 4, Out: t.TempDir(), Log: t.Logf}).Run()
+	if err == nil || !strings.Contains(err.Error(), "none of 4 points") || !strings.Contains(err.Error(), "verify.after") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestSobolFillsEvenly(t *testing.T) {
 	for d := range dimensions {
 		var seen [64]int
