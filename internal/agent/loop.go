@@ -75,7 +75,6 @@ type loop struct {
 	disconnects uint64
 
 	asked       time.Duration // when the last state was made
-	held        heldList
 	lastState   kept[server.State]
 	lastMetrics kept[server.Metrics]
 

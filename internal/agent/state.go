@@ -52,12 +52,7 @@ func (l *loop) state() *server.State {
 	return s
 }
 
-// heldKnobs is made anew only when something else is held than when it was asked for last.
 func (l *loop) heldKnobs() []server.HeldKnob {
-	generation := l.o.Executor.Generation()
-	if l.held.of == generation && l.held.known {
-		return l.held.knobs
-	}
 	held := l.o.Executor.Held()
 	knobs := make([]server.HeldKnob, len(held))
 	for i := range held {
@@ -67,15 +62,7 @@ func (l *loop) heldKnobs() []server.HeldKnob {
 			Pod: h.Pod, Victim: h.Victim, Since: h.Since,
 		}
 	}
-	l.held = heldList{known: true, of: generation, knobs: knobs}
 	return knobs
-}
-
-// heldList is what is held, and of which generation of the executor's.
-type heldList struct {
-	known bool
-	of    uint64
-	knobs []server.HeldKnob // never changed: states share it
 }
 
 func (l *loop) agentState() server.Agent {
