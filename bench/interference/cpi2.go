@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"math"
 	"runtime"
-	"time"
 
 	"github.com/qos-agent/qos-agent/bench/lab"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
@@ -84,34 +83,18 @@ func (r *cpiRule) run(done <-chan struct{}, s *lab.Lab, online, offline string) 
 	}
 	defer func() { err = errors.Join(err, m.pool.Close()) }()
 	r.Calm()
-	before, err := readUsage(s, online, offline)
-	if err != nil {
-		return err
-	}
-	for {
-		select {
-		case <-done:
-			return nil
-		case <-time.After(lab.CPI2Every):
-		}
+	return each(done, lab.CPI2Every, s, online, offline, func(before, now usage) error {
 		cpi, err := m.read()
-		if err != nil {
-			return err
-		}
-		now, err := readUsage(s, online, offline)
 		if err != nil {
 			return err
 		}
 		span := now.at.Sub(before.at).Seconds()
 		pods, suspect := (now.online-before.online).Seconds()/span, (now.offline-before.offline).Seconds()/span
-		before = now
 		if !r.Step(cpi, pods, suspect) {
-			continue
+			return nil
 		}
 		const period = 100_000 // us
 		quota := lab.CPI2Cap * period
-		if err := s.Tree.Set(offline, cgroup.Quota, cgroup.Value{N: int64(quota), Period: period}); err != nil {
-			return err
-		}
-	}
+		return s.Tree.Set(offline, cgroup.Quota, cgroup.Value{N: int64(quota), Period: period})
+	})
 }

@@ -308,6 +308,15 @@ func (s *suppressor) write(site *lab.Lab, form, group string) error {
 }
 
 func (s *suppressor) run(done <-chan struct{}, site *lab.Lab, form, online, offline string) error {
+	return each(done, lab.SuppressEvery, site, online, offline, func(before, now usage) error {
+		pods, system := now.since(before)
+		s.cpus[form], s.quota[form] = s.rule[form].Step(pods, system)
+		return s.write(site, form, offline)
+	})
+}
+
+// each calls fn at intervals with what was used up to the last one and up to now, until done is closed or something fails.
+func each(done <-chan struct{}, interval time.Duration, site *lab.Lab, online, offline string, fn func(before, now usage) error) error {
 	before, err := readUsage(site, online, offline)
 	if err != nil {
 		return err
@@ -316,17 +325,15 @@ func (s *suppressor) run(done <-chan struct{}, site *lab.Lab, form, online, offl
 		select {
 		case <-done:
 			return nil
-		case <-time.After(lab.SuppressEvery):
+		case <-time.After(interval):
 		}
 		now, err := readUsage(site, online, offline)
 		if err != nil {
 			return err
 		}
-		pods, system := now.since(before)
-		before = now
-		s.cpus[form], s.quota[form] = s.rule[form].Step(pods, system)
-		if err := s.write(site, form, offline); err != nil {
+		if err := fn(before, now); err != nil {
 			return err
 		}
+		before = now
 	}
 }
