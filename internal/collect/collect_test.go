@@ -679,6 +679,27 @@ func TestBlameOfAReusedSlot(t *testing.T) {
 	}
 }
 
+// What a victim has waited for shows at the next tick also if it is no victim any more: the slots in it may be cleared then.
+func TestBlameOfAFormerVictim(t *testing.T) {
+	w := newWorld(t, "v2", 16)
+	pods := []signal.Pod{podOf("a", "x"), podOf("b", "x")}
+	for _, p := range pods {
+		w.group(p.Containers[0].Cgroup, use{})
+	}
+	w.c.SetPods(pods, online("a"))
+	w.settle()
+	for range 10 { // wherever in the interval of who is no victim this falls
+		w.c.SetPods(pods, online("a"))
+		w.tick(tick)
+		w.tracer.dispatch(w.id("/pods/a/x"), time.Millisecond, w.tracer.slotOf(w.id("/pods/b/x")))
+		w.c.SetPods(pods, online())
+		s := w.tick(tick)
+		if diff := cmp.Diff([]signal.Blame{{Culprit: 1, NS: 1e6}}, s.Containers[0].Wait.Blame); diff != "" {
+			t.Fatalf("-want +got:\n%s", diff)
+		}
+	}
+}
+
 func TestTrackIsRefused(t *testing.T) {
 	w := newWorld(t, "v2", 16)
 	w.group("/pods/a/x", use{})

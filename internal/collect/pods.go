@@ -153,7 +153,8 @@ func (c *Collector) container(now time.Duration, p *pod, d *signal.Container, vi
 	}
 	if ct.victim != victim {
 		ct.victim = victim
-		ct.due[partQuota], ct.due[partPSI] = 0, 0 // what is known may be too old for its new role
+		// What is known may be too old for its new role, and what a victim has waited for is to be read before a slot in it is cleared.
+		ct.due[partQuota], ct.due[partPSI], ct.due[partWait] = 0, 0, 0
 		for _, id := range ct.groups {
 			c.track(id, ct)
 		}
