@@ -367,7 +367,7 @@ func (r *causesResult) print(to io.Writer) {
 	printWriting(to, r.Writing)
 	fmt.Fprintf(to, "kernel %s, %s at %s load; ms a second, summed over threads or CPUs\n", r.Kernel, r.Online, r.Load)
 	t := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "beside\tunder\tp99 of requests (traced)\tagent: wait p99\twait\tbehind\tbpftrace: wait p99\twait\tblocked\tlocks (others)\tsoftirqs (longest)\tirqs (longest)\tkworkers\tdisk p99 (a second)")
+	fmt.Fprintln(t, "beside\tunder\tp99 of requests (traced)\tagent: wait p99\twait\tbehind\tbpftrace: wait p99\twait\tblocked\tlocks (others)\tsoftirqs (longest)\tirqs (longest)\tkworkers\tdisk p99 (a second)\treal-time threads late: p99, p99.9\tbehind whom")
 	for i := range r.Rows {
 		c := &r.Rows[i]
 		name := c.Offline
@@ -375,9 +375,9 @@ func (r *causesResult) print(to io.Writer) {
 			name = "nothing"
 		}
 		a, b := &c.Agent, &c.Trace
-		fmt.Fprintf(t, "%s\t%s\t%.1f (%.1f) ms\t%.0f us\t%.0f\t%s\t%.0f us\t%.0f\t%.1f\t%.1f (%.0f)\t%.0f (%.0f us)\t%.0f (%.0f us)\t%.0f\t%.1f ms (%.0f)\n",
+		fmt.Fprintf(t, "%s\t%s\t%.1f (%.1f) ms\t%.0f us\t%.0f\t%s\t%.0f us\t%.0f\t%.1f\t%.1f (%.0f)\t%.0f (%.0f us)\t%.0f (%.0f us)\t%.0f\t%.1f ms (%.0f)\t%.0f, %.0f us\t%s\n",
 			name, c.Protection, c.P99US/1e3, c.TracedUS/1e3, a.WaitP99US, a.WaitMS, shares(a.BehindMS), b.WaitP99US, b.WaitMS, b.BlockedMS, b.LockMS, b.OtherLockMS,
-			b.SoftirqMS, b.SoftirqUS, b.HardirqMS, b.HardirqUS, b.KworkerMS, b.DiskP99US/1e3, b.DiskPerSec)
+			b.SoftirqMS, b.SoftirqUS, b.HardirqMS, b.HardirqUS, b.KworkerMS, b.DiskP99US/1e3, b.DiskPerSec, b.LateP99US, b.LateP999US, largest(b.HeldMS))
 	}
 	t.Flush()
 }

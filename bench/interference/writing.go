@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/qos-agent/qos-agent/bench/online"
@@ -86,13 +87,13 @@ func printWriting(to io.Writer, rows []causesRow) {
 	t.Flush()
 }
 
-// largest is the largest parts, ms a second.
+// largest is the largest parts that are not next to nothing, ms a second.
 func largest(by map[string]float64) string {
-	out := ""
+	var out []string
 	for _, who := range byValue(by)[:min(3, len(by))] {
 		if by[who] >= 0.1 {
-			out += fmt.Sprintf("%s %.1f ms/s, ", who, by[who])
+			out = append(out, fmt.Sprintf("%s %.1f ms/s", who, by[who]))
 		}
 	}
-	return out
+	return strings.Join(out, ", ")
 }
