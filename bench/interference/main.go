@@ -69,7 +69,9 @@ type (
 	knobsCmd  struct{}
 	holdCmd   struct{}
 	whyCmd    struct{}
-	causesCmd struct{}
+	causesCmd struct {
+		Part string `enum:"kinds,writing,all" default:"all" help:"Kinds of work at middle load, ways to write to a disk at low load, or both."`
+	}
 )
 
 func main() {
