@@ -75,8 +75,7 @@ func TestRigLongTickCost(t *testing.T) {
 		without = append(without, run(false))
 		with = append(with, run(true))
 	}
-	release, _ := os.ReadFile("/proc/sys/kernel/osrelease")
-	c := cost{Kernel: strings.TrimSpace(string(release)), Containers: costContainers, Rounds: rounds, With: medians(with), Without: medians(without)}
+	c := cost{Kernel: release(), Containers: costContainers, Rounds: rounds, With: medians(with), Without: medians(without)}
 	c.Ratio, c.CPURatio = c.With.TickMS/c.Without.TickMS, c.With.CPUMS/c.Without.CPUMS
 	for i := range with {
 		r := with[i].TickMS / without[i].TickMS

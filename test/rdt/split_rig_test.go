@@ -46,14 +46,7 @@ const (
 func (o *told) split() {
 	x := o.divide()
 	defer x.end()
-	measure := func(s *split, span time.Duration) {
-		x.set(s)
-		time.Sleep(time.Second)
-		from := time.Now()
-		time.Sleep(span)
-		s.CPI, s.OfflineMBps = o.online.cpi(from, time.Now()), o.moved(from, time.Now())
-		o.t.Logf("static split: %+v", *s)
-	}
+	measure := x.measure
 	var tried []split
 	for _, ways := range []int{1, 2, 3, 4} {
 		for _, mb := range []int{100, 60, 40, 20, 10} {
@@ -83,6 +76,16 @@ func (o *told) split() {
 		}
 	}
 	o.saySplit(len(tried))
+}
+
+// measure looks for a while at what a split gives.
+func (x *divided) measure(s *split, span time.Duration) {
+	x.set(s)
+	time.Sleep(time.Second)
+	from := time.Now()
+	time.Sleep(span)
+	s.CPI, s.OfflineMBps = x.online.cpi(from, time.Now()), x.moved(from, time.Now())
+	x.t.Logf("static split: %+v", *s)
 }
 
 // saySplit prints what came of it.
@@ -130,8 +133,14 @@ func (o *told) divide() *divided {
 }
 
 func (x *divided) end() {
+	x.t.Helper()
 	x.stand("0")
 	x.told.end()
+	for _, group := range []string{splitOnline, splitOffline} {
+		if err := x.f.Remove(group); err != nil {
+			x.t.Error(err)
+		}
+	}
 }
 
 // set divides the machine.
@@ -170,7 +179,7 @@ func (x *divided) make(group string) {
 		x.t.Fatal(err)
 	}
 	x.t.Cleanup(func() {
-		if err := x.f.Remove(group); err != nil {
+		if err := x.f.Remove(group); err != nil && !rdt.Gone(err) {
 			x.t.Error(err)
 		}
 	})

@@ -462,10 +462,15 @@ type result struct {
 
 // print puts the figures where bench/rdt finds them.
 func (r *result) print() {
-	release, _ := os.ReadFile("/proc/sys/kernel/osrelease")
-	r.Kernel = strings.TrimSpace(string(release))
+	r.Kernel = release()
 	text, _ := json.Marshal(r)
 	fmt.Printf("rdt-result %s\n", text)
+}
+
+// release is the kernel's.
+func release() string {
+	text, _ := os.ReadFile("/proc/sys/kernel/osrelease")
+	return strings.TrimSpace(string(text))
 }
 
 // beyond is the part of the time from a to b in which CPI is beyond bound.
