@@ -76,7 +76,7 @@ bench-interference: ## the same for every service, load and kind of work; MINUTE
 bench-knobs: ## each rung of the ladder alone, for each kind of offline work (root, 15 minutes)
 	go run ./bench/interference knobs
 
-bench-why: ## what work does to a service and by which way it gets through the posture, beside bpftrace (root, 5 minutes)
+bench-why: ## what work does to a service and by which way it gets through the posture, beside bpftrace (root, 6 minutes)
 	go run ./bench/interference why
 	go run ./bench/interference causes
 

@@ -2,12 +2,14 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	_ "embed"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"slices"
@@ -29,6 +31,7 @@ type causesResult struct {
 	Load    string      `json:"load"`
 	Seconds float64     `json:"seconds"` // of each view
 	Rows    []causesRow `json:"rows"`
+	Writing []causesRow `json:"writing"` // ways to write to a disk, at low load
 }
 
 // causesRow is one kind of work under one protection. Durations per second are in ms, summed over threads or CPUs.
@@ -36,7 +39,9 @@ type causesRow struct {
 	Offline    string  `json:"offline"`    // "" for none
 	Protection string  `json:"protection"` // none: the agent only watches
 	P99US      float64 `json:"p99_us"`     // of requests, while nobody traced
+	LateUS     float64 `json:"generator_late_p99_us"`
 	TracedUS   float64 `json:"p99_traced_us"`
+	Work       float64 `json:"offline_per_second"`
 
 	Agent agentView `json:"agent"`
 	Trace traceView `json:"bpftrace"`
@@ -63,6 +68,12 @@ type traceView struct {
 	KworkerMS   float64 `json:"kworker_ms_per_second"` // writeback and block device among it
 	DiskP99US   float64 `json:"disk_p99_us"`
 	DiskPerSec  float64 `json:"disk_requests_per_second"`
+	// LateP99US and LateP999US are how late real-time threads wake up, which wait for the kernel only; HeldMS is for how long, in waits of more than 200
+	// us, by who ran and what the kernel did for it. BehindMS is who ran last of such waits of the service.
+	LateP99US  float64            `json:"realtime_late_p99_us"`
+	LateP999US float64            `json:"realtime_late_p999_us"`
+	HeldMS     map[string]float64 `json:"held_ms_per_second"`
+	BehindMS   map[string]float64 `json:"long_waits_behind_ms_per_second"`
 }
 
 //go:embed causes.bt
@@ -71,9 +82,9 @@ var causesProgram string
 // causesKinds are those that were seen to get through the posture, and one that does not.
 var causesKinds = []string{"cpu", "fork", "mmap", "switch", "hdd", "compile"}
 
-// Run measures.
-func (causesCmd) Run(ctx context.Context, o *options) (err error) {
-	if err := o.choose(nil, []string{"nginx"}, []string{"middle"}, causesKinds); err != nil {
+// Run measures. What it does not measure this time stays in the file.
+func (c causesCmd) Run(ctx context.Context, o *options) (err error) {
+	if err := o.choose(nil, []string{"nginx"}, nil, causesKinds); err != nil {
 		return err
 	}
 	if _, err := online.Find("bpftrace", "bpftrace"); err != nil {
@@ -84,24 +95,35 @@ func (causesCmd) Run(ctx context.Context, o *options) (err error) {
 		return err
 	}
 	defer remove()
-	o.services, o.levels = o.services[:1], o.levels[:1]
+	o.services = o.services[:1]
 	r, err := newRig(ctx, *o, bin)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, r.close()) }()
-	s, l := r.services[o.services[0].Name], o.levels[0]
-	out := causesResult{Machine: lab.ThisMachine(), Online: s.Name, Load: l.name, Seconds: causesSeconds}
+	s := r.services[o.services[0].Name]
 	if err := s.Connect(o.Seed); err != nil {
 		return err
 	}
-	for _, k := range append([]offline{{}}, o.offlines...) {
-		for _, p := range []protection{{name: none, agent: true, mode: "observe"}, {name: theAgent, agent: true}} {
-			row, err := r.causes(ctx, s, l, cell{k, p})
-			if err != nil {
-				return fmt.Errorf("%s under %s: %w", k.name, p.name, err)
+	var out causesResult
+	lab.ReadResult(o.Out, "causes.json", &out)
+	out.Machine, out.Online, out.Seconds = lab.ThisMachine(), s.Name, causesSeconds
+	if c.Part != "writing" {
+		l := levels[1]
+		out.Load, out.Rows = l.name, nil
+		for _, k := range append([]offline{{}}, o.offlines...) {
+			for _, p := range []protection{{name: none, agent: true, mode: "observe"}, {name: theAgent, agent: true}} {
+				row, err := r.causes(ctx, s, l, cell{k, p})
+				if err != nil {
+					return fmt.Errorf("%s under %s: %w", k.name, p.name, err)
+				}
+				out.Rows = append(out.Rows, *row)
 			}
-			out.Rows = append(out.Rows, *row)
+		}
+	}
+	if c.Part != "kinds" {
+		if out.Writing, err = r.waysOfWriting(ctx, s, levels[0]); err != nil {
+			return err
 		}
 	}
 	out.print(os.Stdout)
@@ -113,37 +135,16 @@ const causesSeconds = 3
 
 // causes measures one row.
 func (r *rig) causes(ctx context.Context, s *online.Service, l level, c cell) (_ *causesRow, err error) {
-	r.phases++
-	sub := fmt.Sprintf("job%05d", r.phases)
-	group, err := r.Tree.Make(sub)
+	x, err := r.begin(ctx, s, l, c, nil)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, r.Tree.RemoveGroup(sub)) }()
-	g, err := protect(ctx, r.Lab, c.protection, s, group, r.bin, nil)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, g.lift(context.WithoutCancel(ctx))) }()
-	if err := s.SetLoad(l.share); err != nil {
-		return nil, err
-	}
-	work, err := r.beside(c, group)
-	if err != nil {
-		return nil, err
-	}
-	defer func() {
-		work.abandon()
-		if c.offline.disk {
-			_ = r.Tree.Empty(group) // RemoveGroup reports what stays
-			settleDisks(3 * time.Second)
-		}
-	}()
+	defer func() { err = errors.Join(err, x.end(ctx)) }()
 	row := &causesRow{Offline: c.offline.name, Protection: c.protection.name}
 	if err := lab.Sleep(ctx, r.o.Settle); err != nil {
 		return nil, err
 	}
-	if row.P99US, err = requests(ctx, s, causesSeconds); err != nil {
+	if row.P99US, row.LateUS, err = requests(ctx, s, causesSeconds); err != nil {
 		return nil, err
 	}
 	trace, err := startTrace(ctx, causesSeconds)
@@ -151,7 +152,7 @@ func (r *rig) causes(ctx context.Context, s *online.Service, l level, c cell) (_
 		return nil, err
 	}
 	defer trace.kill()
-	before, err := g.blame(ctx)
+	before, err := x.guard.blame(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -164,7 +165,7 @@ func (r *rig) causes(ctx context.Context, s *online.Service, l level, c cell) (_
 		if err := lab.Sleep(ctx, time.Second); err != nil {
 			return nil, err
 		}
-		st, err := g.agent.State(ctx)
+		st, err := x.guard.agent.State(ctx)
 		if err != nil {
 			return nil, err
 		}
@@ -177,7 +178,7 @@ func (r *rig) causes(ctx context.Context, s *online.Service, l level, c cell) (_
 		}
 	}
 	row.Agent = agentView{WaitP99US: load.Median(p99), WaitMS: load.Median(waits), BehindMS: map[string]float64{}}
-	after, err := g.blame(ctx)
+	after, err := x.guard.blame(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -191,27 +192,33 @@ func (r *rig) causes(ctx context.Context, s *online.Service, l level, c cell) (_
 		return nil, err
 	}
 	row.TracedUS = atLeast(w.P99, 0.99, w)
-	row.Trace, err = trace.result()
+	if row.Trace, err = trace.result(); err != nil {
+		return nil, err
+	}
+	if err := x.guard.lift(ctx); err != nil {
+		return nil, err
+	}
+	row.Work, err = x.work.stop(r.Tree, x.group)
 	return row, err
 }
 
-// requests is the median over windows of a fifth of a second of their p99, us.
-func requests(ctx context.Context, s *online.Service, seconds int) (float64, error) {
+// requests is the median over windows of a fifth of a second of their p99, us, and of how late the generator was.
+func requests(ctx context.Context, s *online.Service, seconds int) (p99, late float64, err error) {
 	if _, err := s.Client.Collect(); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	var all []float64
+	var all, lates []float64
 	for range 5 * seconds {
 		if err := lab.Sleep(ctx, 200*time.Millisecond); err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 		w, err := s.Client.Collect()
 		if err != nil {
-			return 0, err
+			return 0, 0, err
 		}
-		all = append(all, atLeast(w.P99, 0.99, w))
+		all, lates = append(all, atLeast(w.P99, 0.99, w)), append(lates, w.Self.LateP99)
 	}
-	return load.Median(all), nil
+	return load.Median(all), load.Median(lates), nil
 }
 
 // tracing is bpftrace at work.
@@ -224,7 +231,9 @@ type tracing struct {
 
 // startTrace returns once the probes are attached. The program ends by itself.
 func startTrace(ctx context.Context, seconds int) (*tracing, error) {
-	t := &tracing{cmd: lab.Bpftrace(strings.ReplaceAll(causesProgram, "SECONDS", strconv.Itoa(seconds)), "-f", "json"), seconds: seconds}
+	const highest = 99 // a task of this priority in the real-time class has 0 as the kernel counts
+	program := strings.NewReplacer("SECONDS", strconv.Itoa(seconds), "RT", strconv.Itoa(highest-stallRT)).Replace(causesProgram)
+	t := &tracing{cmd: lab.Bpftrace(program, "-f", "json"), seconds: seconds}
 	t.cmd.Stderr = &t.said
 	t.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	pipe, err := t.cmd.StdoutPipe()
@@ -261,7 +270,7 @@ type bucket struct {
 
 // result reads what the program prints when it ends.
 func (t *tracing) result() (v traceView, err error) {
-	sums, hists := map[string]float64{}, map[string][]bucket{}
+	sums, hists, keyed := map[string]float64{}, map[string][]bucket{}, map[string]map[string]float64{}
 	for t.out.Scan() {
 		var line struct {
 			Type string                     `json:"type"`
@@ -276,6 +285,11 @@ func (t *tracing) result() (v traceView, err error) {
 				var n float64
 				if json.Unmarshal(text, &n) == nil {
 					sums[name] = n
+					continue
+				}
+				var by map[string]float64
+				if json.Unmarshal(text, &by) == nil {
+					keyed[name] = by
 				}
 			case "hist":
 				var b []bucket
@@ -290,11 +304,45 @@ func (t *tracing) result() (v traceView, err error) {
 		return v, fmt.Errorf("bpftrace: %w: %s", err, strings.TrimSpace(t.said.String()))
 	}
 	ms := func(name string) float64 { return sums[name] / 1e6 / float64(t.seconds) }
+	by := func(name string, who func(key string) string) map[string]float64 {
+		out := map[string]float64{}
+		for key, ns := range keyed[name] {
+			out[who(key)] += ns / 1e6 / float64(t.seconds)
+		}
+		return out
+	}
 	return traceView{
+		LateP99US: quantile(hists["@late"], 0.99), LateP999US: quantile(hists["@late"], 0.999), HeldMS: by("@held", holder), BehindMS: by("@behind", task),
 		WaitP99US: quantile(hists["@wait"], 0.99), WaitMS: ms("@wait_ns"), BlockedMS: ms("@blocked_ns"), LockMS: ms("@lock_ns"), OtherLockMS: ms("@other_lock_ns"),
 		SoftirqMS: ms("@softirq_ns"), SoftirqUS: sums["@softirq_max"] / 1e3, HardirqMS: ms("@hardirq_ns"), HardirqUS: sums["@hardirq_max"] / 1e3,
 		KworkerMS: ms("@kworker_ns"), DiskP99US: quantile(hists["@disk"], 0.99), DiskPerSec: count(hists["@disk"]) / float64(t.seconds),
 	}, nil
+}
+
+// task is the name of a thread without the number by which kernel workers differ.
+func task(comm string) string {
+	if kind, _, ok := strings.Cut(comm, "/"); ok {
+		return kind
+	}
+	return comm
+}
+
+// holder names who was interrupted, and what the kernel did for it: the work of a kernel worker, or the system call. key is the name of the thread
+// and its stack in the kernel, innermost first.
+func holder(key string) string {
+	comm, stack, _ := strings.Cut(key, ",\n")
+	inner := ""
+	for line := range strings.Lines(stack) {
+		f, _, _ := strings.Cut(strings.TrimSpace(line), "+")
+		switch f {
+		case "process_one_work", "do_syscall_64", "kthread", "do_idle":
+			return task(comm) + ": " + strings.TrimPrefix(strings.TrimPrefix(inner, "__x64_sys_"), "ksys_")
+		case "asm_exc_page_fault":
+			return task(comm) + ": page fault"
+		}
+		inner = f
+	}
+	return task(comm)
 }
 
 func count(b []bucket) (n float64) {
@@ -316,9 +364,10 @@ func quantile(b []bucket, q float64) float64 {
 }
 
 func (r *causesResult) print(to io.Writer) {
+	printWriting(to, r.Writing)
 	fmt.Fprintf(to, "kernel %s, %s at %s load; ms a second, summed over threads or CPUs\n", r.Kernel, r.Online, r.Load)
 	t := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "beside\tunder\tp99 of requests (traced)\tagent: wait p99\twait\tbehind\tbpftrace: wait p99\twait\tblocked\tlocks (others)\tsoftirqs (longest)\tirqs (longest)\tkworkers\tdisk p99 (a second)")
+	fmt.Fprintln(t, "beside\tunder\tp99 of requests (traced)\tagent: wait p99\twait\tbehind\tbpftrace: wait p99\twait\tblocked\tlocks (others)\tsoftirqs (longest)\tirqs (longest)\tkworkers\tdisk p99 (a second)\treal-time threads late: p99, p99.9\tbehind whom")
 	for i := range r.Rows {
 		c := &r.Rows[i]
 		name := c.Offline
@@ -326,30 +375,27 @@ func (r *causesResult) print(to io.Writer) {
 			name = "nothing"
 		}
 		a, b := &c.Agent, &c.Trace
-		fmt.Fprintf(t, "%s\t%s\t%.1f (%.1f) ms\t%.0f us\t%.0f\t%s\t%.0f us\t%.0f\t%.1f\t%.1f (%.0f)\t%.0f (%.0f us)\t%.0f (%.0f us)\t%.0f\t%.1f ms (%.0f)\n",
+		fmt.Fprintf(t, "%s\t%s\t%.1f (%.1f) ms\t%.0f us\t%.0f\t%s\t%.0f us\t%.0f\t%.1f\t%.1f (%.0f)\t%.0f (%.0f us)\t%.0f (%.0f us)\t%.0f\t%.1f ms (%.0f)\t%.0f, %.0f us\t%s\n",
 			name, c.Protection, c.P99US/1e3, c.TracedUS/1e3, a.WaitP99US, a.WaitMS, shares(a.BehindMS), b.WaitP99US, b.WaitMS, b.BlockedMS, b.LockMS, b.OtherLockMS,
-			b.SoftirqMS, b.SoftirqUS, b.HardirqMS, b.HardirqUS, b.KworkerMS, b.DiskP99US/1e3, b.DiskPerSec)
+			b.SoftirqMS, b.SoftirqUS, b.HardirqMS, b.HardirqUS, b.KworkerMS, b.DiskP99US/1e3, b.DiskPerSec, b.LateP99US, b.LateP999US, largest(b.HeldMS))
 	}
 	t.Flush()
 }
 
 // shares is who ran while the service waited, the largest parts first.
 func shares(behind map[string]float64) string {
-	var names []string
 	total := 0.0
-	for who, ms := range behind {
-		names = append(names, who)
+	for _, ms := range behind {
 		total += ms
 	}
-	slices.SortFunc(names, func(a, b string) int {
-		if behind[a] != behind[b] {
-			return int(max(-1, min(1, (behind[b]-behind[a])*1e6)))
-		}
-		return strings.Compare(a, b)
-	})
 	var out []string
-	for _, who := range names[:min(len(names), 3)] {
+	for _, who := range byValue(behind)[:min(len(behind), 3)] {
 		out = append(out, fmt.Sprintf("%s %.0f %%", who, 100*behind[who]/total))
 	}
 	return strings.Join(out, ", ")
+}
+
+// byValue is the keys, that of the largest value first.
+func byValue(m map[string]float64) []string {
+	return slices.SortedFunc(maps.Keys(m), func(a, b string) int { return cmp.Or(cmp.Compare(m[b], m[a]), strings.Compare(a, b)) })
 }

@@ -7,11 +7,15 @@ import (
 	"io/fs"
 	"math"
 	"runtime"
+	"time"
 
 	"github.com/qos-agent/qos-agent/bench/lab"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
 	"github.com/qos-agent/qos-agent/pkg/perf"
 )
+
+// cpiEvery is a sample's length and distance: 600 times as fast as published, and a cap stays for the rest of a phase, which favours the rule.
+const cpiEvery = 100 * time.Millisecond
 
 // cpiRule is the rule of CPI² for a service at a load.
 type cpiRule struct{ lab.CPI2 }
@@ -62,7 +66,7 @@ func learnCPI(ctx context.Context, s *lab.Lab, group string) (_ *cpiRule, err er
 	const samples = 20
 	sum, squares := 0.0, 0.0
 	for range samples {
-		if err := lab.Sleep(ctx, lab.CPI2Every); err != nil {
+		if err := lab.Sleep(ctx, cpiEvery); err != nil {
 			return nil, err
 		}
 		cpi, err := m.read()
@@ -83,14 +87,14 @@ func (r *cpiRule) run(done <-chan struct{}, s *lab.Lab, online, offline string) 
 	}
 	defer func() { err = errors.Join(err, m.pool.Close()) }()
 	r.Calm()
-	return each(done, lab.CPI2Every, s, online, offline, func(before, now usage) error {
+	return each(done, cpiEvery, s, online, offline, func(before, now usage) error {
 		cpi, err := m.read()
 		if err != nil {
 			return err
 		}
 		span := now.at.Sub(before.at).Seconds()
 		pods, suspect := (now.online-before.online).Seconds()/span, (now.offline-before.offline).Seconds()/span
-		if !r.Step(cpi, pods, suspect) {
+		if !r.Step(cpi, pods, suspect)[0] {
 			return nil
 		}
 		const period = 100_000 // us

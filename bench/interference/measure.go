@@ -204,33 +204,71 @@ func (r *rig) steady(ctx context.Context, s *online.Service, l level) (*suppress
 	return out, err
 }
 
-func (r *rig) phase(ctx context.Context, s *online.Service, l level, c cell, rule *suppressor) (_ *phase, err error) {
-	p := &phase{Online: s.Name, Load: l.name, Offline: c.offline.name, Protection: c.protection.name}
-	r.phases++
-	sub := fmt.Sprintf("job%05d", r.phases)
-	group, err := r.Tree.Make(sub)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, r.Tree.RemoveGroup(sub)) }()
+// situation is one kind of work beside one service under one protection.
+type situation struct {
+	rig   *rig
+	cell  cell
+	sub   string // the group's name below the bench's own
+	group string
+	guard *guard
+	work  besideWork
+}
 
-	g, err := protect(ctx, r.Lab, c.protection, s, group, r.bin, rule)
+// begin makes a group, puts a protection in force, sets the load and starts the work, in this order. It is over with end.
+func (r *rig) begin(ctx context.Context, s *online.Service, l level, c cell, rule *suppressor) (_ *situation, err error) {
+	r.phases++
+	x := &situation{rig: r, cell: c, sub: fmt.Sprintf("job%05d", r.phases)}
+	if x.group, err = r.Tree.Make(x.sub); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, x.end(ctx))
+		}
+	}()
+	g, err := protect(ctx, r.Lab, c.protection, s, x.group, r.bin, rule)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, g.lift(context.WithoutCancel(ctx))) }()
+	x.guard = g
 	// What an overloaded window left overdue must not fall on the next one.
 	if err := s.SetLoad(l.share); err != nil {
 		return nil, err
 	}
-	work, err := r.beside(c, group)
+	work, err := r.beside(c, x.group)
 	if err != nil {
 		return nil, err
 	}
-	defer work.abandon()
+	x.work = work
+	return x, nil
+}
+
+// end takes away what is still there, also after ctx has ended.
+func (x *situation) end(ctx context.Context) error {
+	var errs []error
+	if x.work != nil {
+		x.work.abandon()
+	}
+	if x.guard != nil {
+		errs = append(errs, x.guard.lift(context.WithoutCancel(ctx)))
+	}
+	errs = append(errs, x.rig.Tree.RemoveGroup(x.sub))
+	if x.cell.offline.disk {
+		settleDisks(3 * time.Second)
+	}
+	return errors.Join(errs...)
+}
+
+func (r *rig) phase(ctx context.Context, s *online.Service, l level, c cell, rule *suppressor) (_ *phase, err error) {
+	p := &phase{Online: s.Name, Load: l.name, Offline: c.offline.name, Protection: c.protection.name}
+	x, err := r.begin(ctx, s, l, c, rule)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, x.end(ctx)) }()
 	settle := r.o.Settle
 	for range r.o.Windows {
-		w, err := r.window(ctx, s, group, g, settle)
+		w, err := r.window(ctx, s, x.group, x.guard, settle)
 		if err != nil {
 			return nil, err
 		}
@@ -239,19 +277,16 @@ func (r *rig) phase(ctx context.Context, s *online.Service, l level, c cell, rul
 		p.Windows = append(p.Windows, w)
 		settle = 0
 	}
-	if err := g.ask(ctx, p); err != nil {
+	if err := x.guard.ask(ctx, p); err != nil {
 		return nil, err
 	}
-	if err := g.lift(ctx); err != nil {
+	if err := x.guard.lift(ctx); err != nil {
 		return nil, err
 	}
-	if p.Work, err = work.stop(r.Tree, group); err != nil {
+	if p.Work, err = x.work.stop(r.Tree, x.group); err != nil {
 		p.Failed = err.Error()
 		fmt.Fprintf(os.Stderr, "%s %s x %s under %s does not count: %v\n", p.Online, p.Load, p.Offline, p.Protection, err)
 		err = nil
-	}
-	if c.offline.disk {
-		settleDisks(3 * time.Second)
 	}
 	return p, nil
 }

@@ -51,7 +51,7 @@ var offlines = []offline{
 	stressNG("exec", "execs/s", "--exec", "n"),
 	stressNG("mmap", "ops/s", "--mmap", "n", "--mmap-bytes", "4M"),
 	stressNG("switch", "ops/s", "--switch", "n"),
-	stressNG("hdd", "ops/s", "--hdd", "n", "--hdd-bytes", "256M").writes(),
+	hdd(),
 	stressNG("udp", "ops/s", "--udp", "n"),
 	job("xz", "MB/s", "xz", "xz-utils", float64(xzBytes)/1e6, 1, "xz -T0 -1 -c %s/xz.in >/dev/null"),
 	job("compile", "files/s", "gcc", "gcc", 1, 1, "gcc -O1 -c -o /dev/null %s/unit.c"),

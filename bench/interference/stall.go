@@ -24,6 +24,7 @@ const (
 	// stallMin is what a wake-up must be late to count, and stallMax for how long all CPUs may be away within a window.
 	stallMin = 400 * time.Microsecond
 	stallMax = 500 * time.Microsecond
+	stallRT  = 90 // priority of the threads, above that of the load generator
 )
 
 // newStalls starts the threads, which never end: processes that were started from one would be killed with it.
@@ -40,7 +41,7 @@ func (s *stalls) watch(cpu int) {
 	var set unix.CPUSet
 	set.Set(cpu)
 	_ = unix.SchedSetaffinity(0, &set) // without its CPU it sees fewer stalls, and windows count that should not
-	fifo := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 90}
+	fifo := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: stallRT}
 	_ = unix.SchedSetAttr(0, &fifo, 0)
 	for due := int64(clock.System{}.Now()) + int64(wakeEvery); ; due += int64(wakeEvery) {
 		ts := unix.NsecToTimespec(due)

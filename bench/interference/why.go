@@ -138,7 +138,7 @@ func wakeups(cpu int, length time.Duration) (out []wakeup) {
 	_ = unix.SchedGetaffinity(0, &all) // a failure leaves the thread where it is, which the figures show
 	one.Set(cpu)
 	_ = unix.SchedSetaffinity(0, &one)
-	fifo := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 90}
+	fifo := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: stallRT}
 	_ = unix.SchedSetAttr(0, &fifo, 0)
 	defer func() {
 		_ = unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr}, 0)

@@ -48,6 +48,7 @@ type figures struct {
 	PacedUnprotected     float64 `json:"p95_paced_ms_unprotected,omitempty"`
 	PacedAgent           float64 `json:"p95_paced_ms_agent,omitempty"`
 	Static               *split  `json:"static_split,omitempty"`
+	CPI2                 *cpi2   `json:"cpi2,omitempty"`
 	Note                 string  `json:"note,omitempty"`
 }
 
@@ -62,6 +63,22 @@ type split struct {
 	// The same split with offline pods in an ordinary posture on the CPUs; the others stand back there as they do beside the daemon.
 	PlainCPI         float64 `json:"cpi_plain_posture,omitempty"`
 	PlainOfflineMBps float64 `json:"offline_mbps_plain_posture,omitempty"`
+}
+
+// cpi2 is what the rule of CPI² does in the place of the daemon: it reads the counters of the online pod's group and caps the CPUs of offline pods.
+type cpi2 struct {
+	TimesAsFast      float64   `json:"times_as_fast"` // as published: samples, window and caps are that much shorter
+	Mean             float64   `json:"cpi_mean"`      // of samples beside nothing
+	SD               float64   `json:"cpi_deviation"`
+	Seconds          float64   `json:"seconds"`            // from the start of the load to the end
+	CapsMS           []float64 `json:"caps_ms"`            // from the start of the load: each time that a pod was capped
+	CPI              float64   `json:"cpi"`                // from the first cap to the end
+	CPIWhole         float64   `json:"cpi_whole"`          // from the start of the load
+	TimeOver         float64   `json:"time_over"`          // part of the time in which CPI was beyond 1.1 times the mean, from the first cap to the end
+	TimeOverWhole    float64   `json:"time_over_whole"`    // from the start of the load
+	OfflineMBps      float64   `json:"offline_mbps"`       // from the first cap to the end
+	OfflineWholeMBps float64   `json:"offline_mbps_whole"` // from the start of the load
+	PacedP95         float64   `json:"p95_paced_ms"`       // of the second half
 }
 
 // cost is what a tick takes with hardware counters and resctrl, and without. The machine is emulated: look at the ratios.
@@ -205,8 +222,12 @@ func (f *figures) row() string {
 		row += fmt.Sprintf("\n%22s p95 of requests, paced: %.2f ms alone, %.2f unprotected, %.2f with the agent (%.2fx); by the clock %.1f, %.1f",
 			"", f.PacedAlone, f.PacedUnprotected, f.PacedAgent, f.PacedAgent/f.PacedAlone, f.P95Alone, f.P95Agent)
 	}
+	if c := f.CPI2; c != nil {
+		row += fmt.Sprintf("\n%22s CPI², %.0f times as fast: first cap after %.1f s, %d caps in %.0f s; since the first CPI %.3f, %.1f %% over, offline %.1f GB/s; in all CPI %.3f, %.1f %%, %.1f GB/s",
+			"", c.TimesAsFast, c.CapsMS[0]/1e3, len(c.CapsMS), c.Seconds, c.CPI, c.TimeOver*100, c.OfflineMBps/1e3, c.CPIWhole, c.TimeOverWhole*100, c.OfflineWholeMBps/1e3)
+	}
 	if s := f.Static; s != nil {
-		row += fmt.Sprintf("\n%22s best of %d static splits: %d ways, %d %%: CPI %.3f, offline %.1f GB/s; the agent leaves %.2fx", "", s.Tried, s.Ways, s.MB,
+		row += fmt.Sprintf("\n%22s best static split (%d tried): %d ways, %d %%: CPI %.3f, offline %.1f GB/s; the agent leaves %.2fx", "", s.Tried, s.Ways, s.MB,
 			s.CPI, s.OfflineMBps/1000, f.OfflineMBps/s.OfflineMBps)
 		if s.PlainOfflineMBps > 0 {
 			row += fmt.Sprintf("; without cpu.idle: CPI %.3f, offline %.1f GB/s", s.PlainCPI, s.PlainOfflineMBps/1000)

@@ -1,11 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
 
+	"github.com/qos-agent/qos-agent/internal/classes"
 	"github.com/qos-agent/qos-agent/internal/policy"
+	"github.com/qos-agent/qos-agent/pkg/rdt"
 )
 
 type policyCmd struct {
@@ -14,12 +17,17 @@ type policyCmd struct {
 }
 
 type policyCheckCmd struct {
-	Paths []string `arg:"" name:"path" help:"Policy files, or directories as given to --policy-dir."`
-	JSON  bool     `name:"json" help:"Print JSON."`
+	Paths   []string `arg:"" name:"path" help:"Policy files, or directories as given to --policy-dir."`
+	Resctrl string   `name:"resctrl" placeholder:"DIR" help:"Also refuse what this machine cannot give: a mounted resctrl, or a copy of a node's, of which info and schemata are read. Default: this machine's, if it is mounted."`
+	JSON    bool     `name:"json" help:"Print JSON."`
 }
 
 func (c policyCheckCmd) Run(e env) error {
-	results := policy.CheckPaths(c.Paths...)
+	m, err := c.machine()
+	if err != nil {
+		return err
+	}
+	results := policy.CheckPaths(m, c.Paths...)
 	if err := c.print(e, results); err != nil {
 		return err
 	}
@@ -27,6 +35,18 @@ func (c policyCheckCmd) Run(e env) error {
 		return silentError(exitFailure)
 	}
 	return nil
+}
+
+// machine is what is known of the machine on which the policies are to hold: nothing, if there is no resctrl and none was named.
+func (c policyCheckCmd) machine() (policy.Machine, error) {
+	fs, err := rdt.Open(rdt.Dir(cmp.Or(c.Resctrl, string(rdt.DefaultDir))))
+	switch {
+	case err == nil:
+		return classes.Machine(&fs.Info), nil
+	case c.Resctrl == "" && errors.Is(err, rdt.ErrNotMounted):
+		return policy.Machine{}, nil
+	}
+	return policy.Machine{}, fmt.Errorf("--resctrl: %w", err)
 }
 
 func (c policyCheckCmd) print(e env, results []policy.Checked) error {

@@ -23,7 +23,7 @@ func (l *loop) classify(d *decide.Decision) (wrote bool) {
 	}
 	spec := d.Spec
 	outcomes := x.Apply(d.Shares, classes.Policy{
-		Enforce: spec.Mode == policy.Enforce, Edits: spec.Safety.ExternalEdits, FloorWays: spec.RDT.Cache.FloorWays,
+		Enforce: spec.Mode == policy.Enforce, Edits: spec.Safety.ExternalEdits, Cache: spec.RDT.Cache,
 		FloorPercent: spec.RDT.Bandwidth.FloorPercent, TotalMBps: spec.RDT.Bandwidth.TotalMBps,
 	})
 	if outcomes == nil {

@@ -71,7 +71,7 @@ func (e *Executor) look(p Policy) {
 		e.failed(knob.ClassOutcome{Resource: "group"}, err)
 	}
 	l := clos.Limits{
-		CLOSIDs: info.CLOSIDs - 1 - len(e.foreign.control), OfflineFloor: p.FloorWays, MBFloor: p.FloorPercent,
+		CLOSIDs: info.CLOSIDs - 1 - len(e.foreign.control), OfflineFloor: p.Cache.FloorWays, MBFloor: p.FloorPercent,
 		Foreign: e.foreign.exclusive, Taken: e.foreign.taken,
 	}
 	own, err := e.fs.Schemata("")
@@ -79,9 +79,14 @@ func (e *Executor) look(p Policy) {
 		e.failed(knob.ClassOutcome{Resource: "group"}, err)
 		return
 	}
-	if c := e.cache(); c != nil {
+	if c := lastLevel(info); c != nil {
 		l.FullMask, l.MinBits, l.Sparse, l.Shareable = c.Mask, c.MinBits, c.Sparse, c.Shareable
 		l.L3 = ids(own.Values(c.Name))
+		l.Ours, l.OnlineAlone, l.OfflineAlone = uint64(p.Cache.Ways), uint64(p.Cache.OnlineWays), uint64(p.Cache.OfflineWays)
+		m := Machine(info)
+		if misfit, bad := p.Cache.Misfit(&m); bad {
+			l.NoCache = misfit.Error()
+		}
 	}
 	if mb := info.MB; mb != nil {
 		l.MB = ids(own.Values("MB"))
@@ -100,10 +105,10 @@ func (e *Executor) look(p Policy) {
 	e.limits = l
 }
 
-// cache is the resource of the last-level cache; with code and data prioritisation, one of the two, which are limited alike.
-func (e *Executor) cache() *rdt.Cache {
+// lastLevel is the resource of the last-level cache; with code and data prioritisation, one of the two, which are limited alike.
+func lastLevel(info *rdt.Info) *rdt.Cache {
 	for _, name := range []string{"L3", "L3DATA"} {
-		if c := e.fs.Info.Cache(name); c != nil {
+		if c := info.Cache(name); c != nil {
 			return c
 		}
 	}

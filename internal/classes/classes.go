@@ -61,8 +61,10 @@ type Policy struct {
 	Enforce bool
 	// Edits is what happens when someone else changes the limits of a group of ours; empty is policy.Reapply.
 	Edits policy.ExternalEdits
-	// FloorWays and FloorPercent are what offline pods keep at least.
-	FloorWays, FloorPercent int
+	// Cache is what the policy says of ways: how many offline pods keep at least, and which are whose.
+	Cache policy.CacheControl
+	// FloorPercent is the limit of bandwidth that offline pods keep at least.
+	FloorPercent int
 	// TotalMBps is what one socket's memory can move, MB/s; 0: not known. It matters where limits are not in percent.
 	TotalMBps int
 }
@@ -314,6 +316,18 @@ func (e *Executor) ours() ([]string, error) {
 
 // Adopted is how many groups were taken over from an agent that was killed.
 func (e *Executor) Adopted() int { return e.adopted }
+
+// Machine is what a policy can ask of a machine, from what resctrl says of it.
+func Machine(info *rdt.Info) policy.Machine {
+	m := policy.Machine{CLOSIDs: info.CLOSIDs}
+	if c := lastLevel(info); c != nil {
+		m.Ways, m.MinWays, m.Sparse = policy.Ways(c.Mask), c.MinBits, c.Sparse
+	}
+	if info.MB != nil && info.MB.Unit == rdt.Percent {
+		m.MBMin = int(info.MB.Min)
+	}
+	return m
+}
 
 // Info is what the machine can do.
 func (e *Executor) Info() *rdt.Info { return &e.fs.Info }

@@ -36,7 +36,7 @@ var full = rdttest.Machine{Ways: 11, CLOSIDs: 8, RMIDs: 64, MB: rdt.Percent}
 
 func newBench(t *testing.T, m rdttest.Machine) *bench {
 	t.Helper()
-	b := &bench{t: t, fake: rdttest.New(m), runDir: t.TempDir(), pods: map[string][]int{}, now: time.Unix(1000, 0), policy: Policy{Enforce: true, FloorWays: 1, FloorPercent: 10}}
+	b := &bench{t: t, fake: rdttest.New(m), runDir: t.TempDir(), pods: map[string][]int{}, now: time.Unix(1000, 0), policy: Policy{Enforce: true, Cache: policy.CacheControl{FloorWays: 1}, FloorPercent: 10}}
 	b.fake.Spawn(1, 2, 3) // the system's
 	b.open()
 	t.Cleanup(func() {
@@ -183,6 +183,32 @@ func TestPodsComeIntoTheirClasses(t *testing.T) {
 	if b.at(20) != "" || b.monitored(20) {
 		t.Errorf("a pod that is not wanted any more is in %q", b.fake.At(20))
 	}
+}
+
+// TestNamedWays: a division of the cache is made so in one write for each class, and one that does not fit the machine is taken back whole.
+func TestNamedWays(t *testing.T) {
+	b := newBench(t, full)
+	web, hog := b.pod(knob.RoleOnline, "web", 10), limited(b.pod(knob.RoleOffline, "hog", 20), 1, 50)
+	b.policy.Cache.Ways, b.policy.Cache.OnlineWays, b.policy.Cache.OfflineWays = 0x1ff, 0x180, 0x003
+	b.apply(web, hog)
+	for class, want := range map[string]string{"offline": "MB:0= 50 L3:0=3", "online": "MB:0= 100 L3:0=1fc"} {
+		if got := b.schemata(class); got != want {
+			t.Errorf("%s: %s, want %s", class, got, want)
+		}
+	}
+	if b.at(10) != "online" || b.at(20) != "offline" {
+		t.Errorf("the pods are in %q and %q", b.at(10), b.at(20))
+	}
+	b.policy.Cache.Ways = 0xfff
+	b.apply(web, hog)
+	if got := b.schemata("offline"); got != "MB:0= 50 L3:0=7ff" || b.at(10) != "" {
+		t.Errorf("more ways than there are: %s, the online pod is in %q", got, b.at(10))
+	}
+	if n := b.e.Notes(); len(n) != 1 || !strings.Contains(n[0].Text, "it has 11 ways (cbm_mask 7ff)") {
+		t.Errorf("notes: %+v", n)
+	}
+	b.policy.Cache.Ways, b.policy.Cache.OnlineWays, b.policy.Cache.OfflineWays = 0, 0x600, 0
+	b.did(b.apply(web, hog), "offline L3 0=7ff>0=1 written")
 }
 
 func TestOldKernelsMoveThreadByThread(t *testing.T) {

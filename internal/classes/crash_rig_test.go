@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/qos-agent/qos-agent/internal/knob"
+	"github.com/qos-agent/qos-agent/internal/policy"
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
 	"github.com/qos-agent/qos-agent/pkg/rdt"
 	"github.com/qos-agent/qos-agent/test/crash"
@@ -69,7 +70,7 @@ func victim(hook func(string), round func()) error {
 			return err
 		}
 		for _, shares := range plans() {
-			for _, out := range e.Apply(shares, Policy{Enforce: true, FloorWays: 1, FloorPercent: 10}) {
+			for _, out := range e.Apply(shares, Policy{Enforce: true, Cache: policy.CacheControl{FloorWays: 1}, FloorPercent: 10}) {
 				// 6.12 gives a freed id out again only after a second. A thread is in a group of somebody else.
 				if out.Err != nil && !errors.Is(out.Err, rdt.ErrLimbo) && out.Result != knob.Refused {
 					return out.Err

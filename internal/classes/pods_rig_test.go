@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/qos-agent/qos-agent/internal/knob"
+	"github.com/qos-agent/qos-agent/internal/policy"
 	"github.com/qos-agent/qos-agent/pkg/rdt"
 	"github.com/qos-agent/qos-agent/test/rig/guest"
 )
@@ -46,7 +47,7 @@ func realBench(t *testing.T) (*Executor, *rdt.FS) {
 	return e, fs
 }
 
-var enforce = Policy{Enforce: true, FloorWays: 1, FloorPercent: 10}
+var enforce = Policy{Enforce: true, Cache: policy.CacheControl{FloorWays: 1}, FloorPercent: 10}
 
 // outside lists the threads of a pod that are not in a group of resctrl.
 func outside(t *testing.T, e *Executor, fs *rdt.FS, cgroup, group string) []int {

@@ -31,6 +31,10 @@ type Limits struct {
 	Foreign uint64
 	// Taken are ways that groups of others are limited to: our limited classes keep out of them as long as there is room.
 	Taken uint64
+	// Ours are all ways that classes of ours may have; 0: whatever is left. OnlineAlone are closed to offline pods, OfflineAlone to online
+	// ones. NoCache is why none of this holds and nobody is limited to ways; empty: there is no such reason.
+	Ours, OnlineAlone, OfflineAlone uint64
+	NoCache                         string
 	// MB are the domains of memory bandwidth by id; empty without bandwidth allocation.
 	MB []int
 	// MBMin, MBGran and MBFull are the least value, the step and the value that means no limit, in the machine's unit. With
@@ -47,6 +51,7 @@ type Limits struct {
 func (l *Limits) Equal(m *Limits) bool {
 	return l.CLOSIDs == m.CLOSIDs && l.RMIDs == m.RMIDs && slices.Equal(l.L3, m.L3) && l.FullMask == m.FullMask && l.MinBits == m.MinBits &&
 		l.Sparse == m.Sparse && l.Shareable == m.Shareable && l.Foreign == m.Foreign && l.Taken == m.Taken && slices.Equal(l.MB, m.MB) &&
+		l.Ours == m.Ours && l.OnlineAlone == m.OnlineAlone && l.OfflineAlone == m.OfflineAlone && l.NoCache == m.NoCache &&
 		l.MBMin == m.MBMin && l.MBGran == m.MBGran && l.MBFull == m.MBFull && l.MBPercent == m.MBPercent && l.MBTotal == m.MBTotal &&
 		l.OfflineFloor == m.OfflineFloor && l.MBFloor == m.MBFloor
 }
@@ -68,11 +73,15 @@ type Note struct{ Pod, Text string }
 // the less limited. Ways that an online pod has for itself are taken from the highest down, below those that devices fill too. Online
 // pods without ways of their own stay where they are (in the default group, with all ways) unless somebody has: then they have a
 // class that keeps out of those ways.
+//
+// Where a policy names ways of its own, it may want all this the other way round, offline pods at the top. The plan is then made on masks
+// that are mirrored, and mirrored back in the end.
 type Planner struct {
 	begun  bool
 	limits Limits
 	shares []knob.Share
-	use    Limits            // limits without what is of no use
+	use    Limits            // limits without what is of no use, mirrored if need be
+	flip   bool              // they are
 	pods   []knob.Share      // shares without what is named twice
 	open   uint64            // the ways of offline pods that nobody limits
 	home   map[string]string // group of a pod -> class in the last plan
@@ -118,9 +127,9 @@ type bucket struct {
 func (p *Planner) make() {
 	l := &p.use
 	*l = p.limits
-	if room := bits.OnesCount64(l.run(l.FullMask &^ l.Foreign)); len(l.L3) > 0 && room < max(l.MinBits, 1) {
-		p.note("", "groups of others have nearly all ways for themselves: the cache is left alone")
-		l.L3 = nil
+	p.flip = false
+	if len(l.L3) > 0 {
+		p.divide()
 	}
 	p.unite()
 	p.plan.Classes, p.plan.Watch = nil, nil
@@ -141,7 +150,52 @@ func (p *Planner) make() {
 	p.watch()
 }
 
-// unite drops pods whose group is another's already.
+// divide settles which ways there are for whom.
+func (p *Planner) divide() {
+	l := &p.use
+	if l.Ours == 0 {
+		l.Ours = l.FullMask
+	}
+	if lost := (l.OnlineAlone | l.OfflineAlone) & l.Foreign; lost != 0 && l.NoCache == "" {
+		p.note("", "a group of others has ways %x for itself, which the policy means for pods: the rest of them holds", lost)
+		l.OnlineAlone, l.OfflineAlone = l.OnlineAlone&^lost, l.OfflineAlone&^lost
+	}
+	if l.OfflineAlone != 0 && l.CLOSIDs < 2 && l.NoCache == "" {
+		l.NoCache = fmt.Sprintf("ways that are offline pods' alone take two classes of service, and %d are left for us", max(l.CLOSIDs, 0))
+	}
+	if l.NoCache != "" {
+		p.note("", "nobody is limited to ways: %s", l.NoCache)
+		l.Ours, l.OnlineAlone, l.OfflineAlone, l.Taken = l.FullMask, 0, 0, 0
+	}
+	ends := lowest(l.Ours, 1) | highest(l.Ours, 1)
+	switch on, off := l.OnlineAlone&ends, l.OfflineAlone&ends; {
+	case on == 0 && off == 0:
+	case on != 0:
+		p.flip = on == lowest(ends, 1)
+	default:
+		p.flip = off == highest(ends, 1)
+	}
+	if p.flip {
+		for _, m := range [...]*uint64{&l.Shareable, &l.Foreign, &l.Taken, &l.Ours, &l.OnlineAlone, &l.OfflineAlone} {
+			*m = p.mirror(*m)
+		}
+	}
+	room, least := l.run(l.Ours&^l.Foreign), max(l.MinBits, 1)
+	if bits.OnesCount64(l.run(room&^l.OnlineAlone)) < least || bits.OnesCount64(l.run(room&^l.OfflineAlone)) < least {
+		p.note("", "groups of others have nearly all ways for themselves: the cache is left alone")
+		l.L3 = nil
+	}
+}
+
+// mirror is a mask seen from the other end, where the plan is made so.
+func (p *Planner) mirror(mask uint64) uint64 {
+	if !p.flip {
+		return mask
+	}
+	return bits.Reverse64(mask) >> (64 - bits.Len64(p.use.FullMask))
+}
+
+// unite drops pods whose group is another's already, and wants of ways where nobody is limited to any.
 func (p *Planner) unite() {
 	p.pods = p.pods[:0]
 	seen := make(map[string]string, len(p.shares))
@@ -151,6 +205,9 @@ func (p *Planner) unite() {
 			continue
 		}
 		seen[s.Cgroup] = s.Pod
+		if p.use.NoCache != "" {
+			s.Own, s.Ways = false, knob.Part{}
+		}
 		p.pods = append(p.pods, s)
 	}
 }
@@ -167,8 +224,10 @@ func (p *Planner) classes() []bucket {
 	space := p.space(owners)
 	owners = space.owners
 
+	// Online pods that have none are kept out of ways that are not theirs.
+	apart := p.othersOnline(owners) && (len(owners) > 0 || len(l.L3) > 0 && l.OfflineAlone != 0)
 	need := len(owners)
-	if need > 0 && p.othersOnline(owners) {
+	if apart {
 		need++
 	}
 	offline := p.offline(space)
@@ -176,20 +235,29 @@ func (p *Planner) classes() []bucket {
 	kept := min(need, l.CLOSIDs/2)
 	offline = p.squeeze(offline, l.CLOSIDs-kept)
 	left := l.CLOSIDs - len(offline)
+	first := 0 // of these, what goes before ways of one's own
+	if len(l.L3) > 0 && l.OfflineAlone != 0 && (apart || len(owners) > left) {
+		first = 1
+	}
 
 	var out []bucket
+	var rest []knob.Share // who is not in the class of the other online pods
 	for i, s := range owners {
-		if left == 0 {
+		if left <= first {
 			p.note(s.Pod, "no class of service is left to give it ways of its own")
 			space.release(i)
+			if first == 0 {
+				rest = append(rest, s)
+			}
 			continue
 		}
 		left--
+		rest = append(rest, s)
 		out = append(out, bucket{ways: bits.OnesCount64(space.own[i]), mask: space.own[i], percent: 100, cache: s.Ways, pods: []knob.MemberPod{{Pod: s.Pod, Cgroup: s.Cgroup}}})
 	}
-	if len(out) > 0 && p.othersOnline(owners) {
+	if len(out)+first > 0 && p.othersOnline(rest) {
 		if left > 0 {
-			out = append(out, p.rest(space, owners))
+			out = append(out, p.rest(space, rest))
 		} else {
 			p.note("", "no class of service is left to keep other online pods out of ways that one has for itself")
 		}
@@ -280,21 +348,21 @@ func (p *Planner) space(owners []knob.Share) space {
 	if len(l.L3) == 0 {
 		return s
 	}
-	s.room = l.run(l.FullMask &^ l.Foreign)
+	s.room = l.run(l.Ours &^ l.Foreign)
 	quiet := l.run(s.room &^ l.Taken)
-	floor := max(l.MinBits, l.OfflineFloor, 1)
-	if bits.OnesCount64(quiet) < floor {
-		if s.room != 0 {
+	floor := p.floor()
+	if bits.OnesCount64(l.run(quiet&^l.OnlineAlone)) < floor || l.OfflineAlone&^quiet != 0 {
+		if s.room != 0 && quiet != s.room {
 			p.note("", "groups of others are limited to nearly all ways: ours overlap with them")
 		}
 		quiet = s.room
 	}
-	ownable := l.run(quiet &^ l.Shareable)
-	s.offline = quiet
+	ownable := l.run(quiet &^ l.Shareable &^ l.OfflineAlone)
+	s.offline = l.run(quiet &^ l.OnlineAlone)
 	for _, o := range owners {
 		n := max(o.Ways.N, l.MinBits)
-		left := bits.OnesCount64(l.run(quiet&^above(ownable)&^union(s.own))) - floor
-		if had := min(n, left, bits.OnesCount64(ownable)); had < max(l.MinBits, 1) {
+		had := p.spare(&s, quiet, ownable, n, floor)
+		if had < max(l.MinBits, 1) {
 			p.note(o.Pod, "no ways are left to give it some of its own")
 			continue
 		} else if had < n {
@@ -306,8 +374,27 @@ func (p *Planner) space(owners []knob.Share) space {
 		s.own = append(s.own, mask)
 		s.owners = append(s.owners, o)
 	}
-	s.offline = l.run(quiet &^ union(s.own))
+	s.offline = l.run(quiet &^ l.OnlineAlone &^ union(s.own))
 	return s
+}
+
+// floor is the least number of ways that a class of offline pods has, if there are as many.
+func (p *Planner) floor() int {
+	return max(p.use.MinBits, p.use.OfflineFloor, 1, bits.OnesCount64(p.use.OfflineAlone))
+}
+
+// spare is how many of n ways one more online pod can have for itself, of the highest that may be owned, so that the others keep what they
+// need at least: offline pods their floor, and online pods a mask of what is not closed to them.
+func (p *Planner) spare(s *space, quiet, ownable uint64, n, floor int) int {
+	l := &p.use
+	below := quiet &^ above(ownable) &^ union(s.own)
+	for n = min(n, bits.OnesCount64(ownable)); n > 0; n-- {
+		left := below &^ highest(ownable, n)
+		if bits.OnesCount64(l.run(left&^l.OnlineAlone)) >= floor && (l.OfflineAlone == 0 || bits.OnesCount64(l.run(left&^l.OfflineAlone)) >= l.MinBits) {
+			break
+		}
+	}
+	return n
 }
 
 // above is all ways above a set's highest: what a mask below it cannot reach across ways that somebody owns.
@@ -331,7 +418,7 @@ func (s *space) release(i int) { s.own[i] = 0 }
 
 // rest is the class of online pods that have no ways of their own, while others have.
 func (p *Planner) rest(s space, owners []knob.Share) bucket {
-	b := bucket{name: Online, percent: 100, mask: p.use.run(s.room &^ union(s.own))}
+	b := bucket{name: Online, percent: 100, mask: p.use.run(s.room &^ union(s.own) &^ p.use.OfflineAlone)}
 	b.ways = bits.OnesCount64(b.mask)
 	for _, sh := range p.pods {
 		if sh.Role == knob.RoleOnline && !slices.ContainsFunc(owners, func(o knob.Share) bool { return o.Cgroup == sh.Cgroup }) {
@@ -345,7 +432,7 @@ func (p *Planner) rest(s space, owners []knob.Share) bucket {
 func (p *Planner) offline(s space) []bucket {
 	l := &p.use
 	all := bits.OnesCount64(s.offline)
-	floor := min(max(l.MinBits, l.OfflineFloor, 1), all)
+	floor := min(p.floor(), all)
 	var out []bucket
 	for i := range p.pods {
 		sh := &p.pods[i]
@@ -385,9 +472,18 @@ func (p *Planner) offline(s space) []bucket {
 	})
 	p.open = s.offline
 	for i := range out {
-		out[i].mask = lowest(s.offline, out[i].ways)
+		out[i].mask = l.pack(s.offline, out[i].ways)
 	}
 	return out
+}
+
+// pack is n ways for offline pods: first those that are theirs alone, which are the lowest except where masks may have gaps.
+func (l *Limits) pack(set uint64, n int) uint64 {
+	alone := set & l.OfflineAlone
+	if !l.Sparse || alone == 0 {
+		return lowest(set, n)
+	}
+	return lowest(alone, n) | lowest(set&^alone, n-bits.OnesCount64(alone))
 }
 
 // where is the domains in which the limits of a pod hold, of those that there are; 0: all. Domains of cache and of bandwidth are the same on
@@ -537,9 +633,9 @@ func (p *Planner) value(percent int) uint64 {
 func (p *Planner) class(b *bucket) knob.Class {
 	c := knob.Class{Name: b.name, Ways: b.ways, Cache: b.cache, Bandwidth: b.band, Pods: b.pods}
 	for i, d := range p.use.L3 {
-		v := knob.DomainValue{Domain: d, Value: b.mask}
+		v := knob.DomainValue{Domain: d, Value: p.mirror(b.mask)}
 		if !b.holds(i) {
-			v.Value = p.open
+			v.Value = p.mirror(p.open)
 		}
 		c.L3 = append(c.L3, v)
 	}

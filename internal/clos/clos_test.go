@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/qos-agent/qos-agent/internal/knob"
+	"github.com/qos-agent/qos-agent/internal/policy"
 	"github.com/qos-agent/qos-agent/pkg/rdt"
 )
 
@@ -75,6 +76,13 @@ func TestPlans(t *testing.T) {
 	amd.MBMin, amd.MBGran, amd.MBFull, amd.MBPercent, amd.MBTotal = 1, 1, 2048, false, 1600
 	unknown := amd
 	unknown.MBTotal = 0
+	named := func(ours, online, offline uint64) Limits {
+		l := intel()
+		l.Ours, l.OnlineAlone, l.OfflineAlone = ours, online, offline
+		return l
+	}
+	gaps, clash, lone, unfit := named(0, 0x070, 0x300), named(0, 0, 0x003), named(0, 0, 0x003), intel()
+	gaps.Sparse, clash.Foreign, lone.CLOSIDs, unfit.NoCache, unfit.Taken = true, 0x002, 1, "spec.rdt.cache.ways: is 0-12, ...", 0x003
 	for _, c := range []struct {
 		name   string
 		limits Limits
@@ -110,6 +118,27 @@ func TestPlans(t *testing.T) {
 			"offline L3:0=1f MB:0=100 batch/a\nown L3:0=1e0 MB:0=100 shop/web\n", ""},
 		{"others have ways", others, []knob.Share{offline("a", 2, 0), offline("b", 0, 0)},
 			"offline L3:0=fc MB:0=100 batch/b\noffline-2 L3:0=c MB:0=100 batch/a\n", ""},
+		{"some ways only", named(0x0f8, 0, 0), []knob.Share{online("web"), offline("a", 2, 0), offline("b", 0, 0)},
+			"offline L3:0=f8 MB:0=100 batch/b\noffline-2 L3:0=18 MB:0=100 batch/a\n", ""},
+		{"some ways only, one's own too", named(0x0f8, 0, 0), []knob.Share{own(online("web"), 3), online("api"), offline("a", 1, 0)},
+			"offline L3:0=8 MB:0=100 batch/a\nonline L3:0=18 MB:0=100 shop/api\nown L3:0=e0 MB:0=100 shop/web\n", ""},
+		{"ways for online pods alone", named(0, 0x780, 0), []knob.Share{online("web"), offline("a", 2, 0), offline("b", 0, 0)},
+			"offline L3:0=7f MB:0=100 batch/b\noffline-2 L3:0=3 MB:0=100 batch/a\n", ""},
+		{"ways for online pods alone, at the bottom", named(0, 0x00f, 0), []knob.Share{own(online("web"), 5), online("api"), offline("a", 2, 0), offline("b", 0, 0)},
+			"offline L3:0=7e0 MB:0=100 batch/b\noffline-2 L3:0=600 MB:0=100 batch/a\nonline L3:0=7e0 MB:0=100 shop/api\nown L3:0=1f MB:0=100 shop/web\n", ""},
+		{"ways for offline pods alone", named(0, 0, 0x003), []knob.Share{online("web"), offline("a", 1, 0), offline("b", 4, 0), offline("c", 0, 0)},
+			"offline L3:0=7ff MB:0=100 batch/c\noffline-2 L3:0=f MB:0=100 batch/b\noffline-3 L3:0=3 MB:0=100 batch/a\nonline L3:0=7fc MB:0=100 shop/web\n",
+			"batch/a: keeps 2 ways: no class may have fewer"},
+		{"ways for each", named(0x3ff, 0x003, 0x380), []knob.Share{online("web"), offline("a", 4, 0)},
+			"offline L3:0=3c0 MB:0=100 batch/a\nonline L3:0=7f MB:0=100 shop/web\n", ""},
+		{"ways for each, with gaps", gaps, []knob.Share{online("web"), offline("a", 3, 0), offline("b", 0, 0)},
+			"offline L3:0=78f MB:0=100 batch/b\noffline-2 L3:0=301 MB:0=100 batch/a\nonline L3:0=4ff MB:0=100 shop/web\n", ""},
+		{"others have ways that were meant for offline pods", clash, []knob.Share{online("web"), offline("a", 2, 0)},
+			"offline L3:0=c MB:0=100 batch/a\nonline L3:0=7fc MB:0=100 shop/web\n", "a group of others has ways 2 for itself, which the policy means for pods: the rest of them holds"},
+		{"no class to keep online pods out", lone, []knob.Share{online("web"), offline("a", 2, 50)},
+			"offline L3:0=7ff MB:0=50 batch/a\n", "nobody is limited to ways: ways that are offline pods' alone take two classes of service, and 1 are left for us"},
+		{"ways that the machine lacks", unfit, []knob.Share{own(online("web"), 4), offline("a", 2, 50)},
+			"offline L3:0=7ff MB:0=50 batch/a\n", "nobody is limited to ways: spec.rdt.cache.ways: is 0-12, ..."},
 		{"bandwidth in 1/8 GB/s", amd, []knob.Share{offline("a", 0, 25)}, "offline L3:0=7ff MB:0=400 batch/a\n", ""},
 		{"bandwidth not known", unknown, []knob.Share{offline("a", 0, 25)}, "offline L3:0=7ff MB:0=2048 batch/a\n",
 			"batch/a: keeps its bandwidth: this machine's limits are not in percent, and how much it has is not known"},
@@ -248,6 +277,13 @@ func TestInvariants(t *testing.T) {
 		if r.IntN(4) == 0 {
 			l.Taken = l.FullMask & (7 << r.IntN(ways))
 		}
+		named := policy.CacheControl{Ways: some(r, ways), OnlineWays: some(r, ways), OfflineWays: some(r, ways)}
+		m := policy.Machine{Ways: policy.Ways(l.FullMask), MinWays: l.MinBits, Sparse: l.Sparse}
+		if misfit, bad := named.Misfit(&m); bad {
+			l.NoCache = misfit.Error()
+		} else if named.OnlineWays&named.OfflineWays|(named.OnlineWays|named.OfflineWays)&^named.All(m.Ways) == 0 {
+			l.Ours, l.OnlineAlone, l.OfflineAlone = uint64(named.Ways), uint64(named.OnlineWays), uint64(named.OfflineWays)
+		}
 		var p, again Planner
 		var shares []knob.Share
 		for range 30 {
@@ -262,6 +298,16 @@ func TestInvariants(t *testing.T) {
 			}
 		}
 	}
+}
+
+// some is a range of ways, or two, or none.
+func some(r *rand.Rand, ways int) policy.Ways {
+	var set policy.Ways
+	for range max(0, r.IntN(6)-3) {
+		from := r.IntN(ways)
+		set |= policy.FullWays(from+1+r.IntN(ways-from)) &^ policy.FullWays(from)
+	}
+	return set
 }
 
 func mutate(r *rand.Rand, shares []knob.Share) []knob.Share {
@@ -296,6 +342,12 @@ func holds(where uint64, domain int) bool { return where == 0 || where>>domain&1
 
 // check holds a plan against what the kernel would take and what was promised.
 func check(l *Limits, shares []knob.Share, plan *knob.ClassPlan) error {
+	open := l.NoCache != "" || l.OfflineAlone != 0 && l.CLOSIDs < 2 // nobody is limited to ways
+	if open {
+		free := *l
+		free.Ours, free.OnlineAlone, free.OfflineAlone = 0, 0, 0
+		l = &free
+	}
 	if len(plan.Classes) > l.CLOSIDs {
 		return fmt.Errorf("%d classes of %d", len(plan.Classes), l.CLOSIDs)
 	}
@@ -336,6 +388,12 @@ func check(l *Limits, shares []knob.Share, plan *knob.ClassPlan) error {
 				return fmt.Errorf("%s: mask %x is too small", c.Name, v.Value)
 			case !l.Sparse && !rdt.Contiguous(v.Value):
 				return fmt.Errorf("%s: mask %x has gaps", c.Name, v.Value)
+			case l.Ours != 0 && v.Value&^l.Ours != 0:
+				return fmt.Errorf("%s: mask %x is not in ways %x", c.Name, v.Value, l.Ours)
+			case is(c.Name, Offline) && v.Value&l.OnlineAlone != 0:
+				return fmt.Errorf("%s: mask %x has ways of online pods", c.Name, v.Value)
+			case !is(c.Name, Offline) && v.Value&l.OfflineAlone&^l.Foreign != 0:
+				return fmt.Errorf("%s: mask %x has ways of offline pods", c.Name, v.Value)
 			case is(c.Name, Own) && v.Value&l.Shareable != 0:
 				return fmt.Errorf("%s: mask %x has ways that devices fill", c.Name, v.Value)
 			}
@@ -352,9 +410,15 @@ func check(l *Limits, shares []knob.Share, plan *knob.ClassPlan) error {
 			}
 		}
 	}
+	// What is offline pods' alone is so as long as two classes are left for that, and others leave enough of the cache.
+	apart := l.OfflineAlone&^l.Foreign != 0 && slices.ContainsFunc(plan.Classes, func(c knob.Class) bool { return is(c.Name, Offline) && len(c.L3) > 0 })
+	floor := max(l.MinBits, l.OfflineFloor, bits.OnesCount64(l.OfflineAlone&^l.Foreign))
 	for _, s := range shares {
 		c := classOf[s.Cgroup]
 		if s.Role != knob.RoleOffline {
+			if apart && c == nil && s.Role == knob.RoleOnline {
+				return fmt.Errorf("%s may fill what is offline pods' alone", s.Pod)
+			}
 			continue
 		}
 		if c == nil {
@@ -363,7 +427,7 @@ func check(l *Limits, shares []knob.Share, plan *knob.ClassPlan) error {
 			}
 			continue
 		}
-		if s.Ways.N > 0 && len(c.L3) > 0 && c.Ways > max(s.Ways.N, l.MinBits, l.OfflineFloor) {
+		if s.Ways.N > 0 && len(c.L3) > 0 && !open && c.Ways > max(s.Ways.N, floor) {
 			return fmt.Errorf("%s has %d ways, wanted are %d", s.Pod, c.Ways, s.Ways.N)
 		}
 		for i, v := range c.MB {
@@ -372,7 +436,7 @@ func check(l *Limits, shares []knob.Share, plan *knob.ClassPlan) error {
 			}
 		}
 		for i, v := range c.L3 {
-			if n := bits.OnesCount64(v.Value); s.Ways.N > 0 && holds(s.Where, i) && n > max(s.Ways.N, l.MinBits, l.OfflineFloor) {
+			if n := bits.OnesCount64(v.Value); !open && s.Ways.N > 0 && holds(s.Where, i) && n > max(s.Ways.N, floor) {
 				return fmt.Errorf("%s has %d ways in domain %d, wanted are %d", s.Pod, n, v.Domain, s.Ways.N)
 			}
 		}

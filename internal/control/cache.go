@@ -1,17 +1,52 @@
 package control
 
-import "github.com/qos-agent/qos-agent/internal/judge"
+import (
+	"github.com/qos-agent/qos-agent/internal/judge"
+	"github.com/qos-agent/qos-agent/internal/policy"
+	"github.com/qos-agent/qos-agent/internal/signal"
+)
 
 // The cache: ways of the last-level cache that an offline pod may fill. After Heracles (Lo et al., ISCA 2015), which grows the best-effort
 // part of the cache while the latency-critical one does not suffer and takes it back at once when it does; here it is the victim's
 // own misses that decide, not a model of bandwidth.
 
+// division is how policy and machine divide the ways of a cache.
+type division struct {
+	all     int // that pods may fill
+	offline int // of these, offline pods
+	alone   int // of these, no others
+	floor   int // that an offline pod keeps
+}
+
+// divide gives nothing to anybody where what the policy says does not fit the machine.
+func divide(in *Input) division {
+	r, c := &in.Node.RDT, &in.Spec.RDT.Cache
+	d := division{all: r.Ways, offline: r.Ways, floor: max(1, c.FloorWays, r.MinWays)}
+	if c.Ways|c.OnlineWays|c.OfflineWays == 0 {
+		return d
+	}
+	m := hardware(r)
+	if _, bad := c.Misfit(&m); bad {
+		return division{floor: d.floor}
+	}
+	all := c.All(m.Ways)
+	d.all, d.offline, d.alone = all.Len(), (all &^ c.OnlineWays).Len(), c.OfflineWays.Len()
+	d.floor = max(d.floor, d.alone) // fewer would help nobody
+	return d
+}
+
+// hardware is what a policy can ask of a node.
+func hardware(r *signal.RDT) policy.Machine {
+	return policy.Machine{Ways: policy.FullWays(r.Ways), MinWays: r.MinWays, Sparse: r.SparseMasks, CLOSIDs: r.CLOSIDs}
+}
+
 // floorWays is the least number of ways that a pod keeps.
-func floorWays(in *Input) int { return max(1, in.Spec.RDT.Cache.FloorWays, in.Node.RDT.MinWays) }
+func floorWays(in *Input) int { return divide(in).floor }
 
 // fitWays is a number of ways inside the floor; all of them is no limit.
 func fitWays(in *Input, n int) int {
-	if n = max(n, floorWays(in)); n >= in.Node.RDT.Ways {
+	d := divide(in)
+	if n = max(n, d.floor); n >= d.offline {
 		return 0
 	}
 	return n
@@ -19,13 +54,13 @@ func fitWays(in *Input, n int) int {
 
 // lowerWays is the next step down from now: CutPercent of the ways, or as many as the victim held while it was well, if that is more.
 func lowerWays(in *Input, now int, victim *judge.CPIEvidence) int {
-	all := in.Node.RDT.Ways
+	d := divide(in)
 	if now == 0 {
-		now = all
+		now = d.offline
 	}
 	to := now - max(1, ceil(now*in.Spec.RDT.Cache.CutPercent, 100))
 	if need := needWays(in, victim); need > 0 {
-		to = min(to, all-need)
+		to = min(to, d.all-need)
 	}
 	return fitWays(in, to)
 }

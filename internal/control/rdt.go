@@ -264,7 +264,8 @@ func (c *RDT) sync(in *Input) {
 func (r resource) able(in *Input) bool {
 	switch r {
 	case ways:
-		return in.Spec.RDT.Cache.Enabled && in.Node.Caps.CacheAllocation && in.Node.RDT.Ways > floorWays(in)
+		d := divide(in)
+		return in.Spec.RDT.Cache.Enabled && in.Node.Caps.CacheAllocation && d.offline > d.floor
 	case bandwidth:
 		return in.Spec.RDT.Bandwidth.Enabled && in.Node.Caps.BandwidthAllocation && floorMB(in) < fullMB
 	}
@@ -278,11 +279,18 @@ func (c *RDT) explain(in *Input) {
 	}
 	caps, s, r := &in.Node.Caps, &in.Spec.RDT, &in.Node.RDT
 	var why [resources]string
-	switch {
+	d, m := divide(in), hardware(r)
+	switch misfit, bad := s.Cache.Misfit(&m); {
 	case !s.Cache.Enabled:
 	case !caps.CacheAllocation:
 		why[ways] = "off: the node cannot partition the cache"
-	case r.Ways <= floorWays(in):
+	case bad:
+		why[ways] = "off: " + misfit.Error()
+	case d.offline <= d.alone:
+		why[ways] = fmt.Sprintf("off: offlineWays %v is all that offline pods may fill", s.Cache.OfflineWays)
+	case d.offline < r.Ways && d.offline <= d.floor:
+		why[ways] = fmt.Sprintf("off: floorWays %d (the machine wants at least %d) leaves nothing to cut of the %d ways that offline pods may fill", s.Cache.FloorWays, r.MinWays, d.offline)
+	case d.offline <= d.floor:
 		why[ways] = fmt.Sprintf("off: floorWays %d (the machine wants at least %d) leaves nothing of the %d ways to cut", s.Cache.FloorWays, r.MinWays, r.Ways)
 	}
 	switch {

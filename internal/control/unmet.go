@@ -55,16 +55,16 @@ func (c *RDT) concede(in *Input) {
 		return
 	}
 	c.doubted = false
-	for _, p := range c.pods {
-		if p != nil && p.unmet.on {
-			p.unmet.on = p.unmet.last == in.Now
-			c.doubted = c.doubted || p.unmet.on
+	for i := range in.Pods { // a pod is one of the two, or neither
+		var u *unmet
+		if p, w := c.pods[i], c.wards[i]; p != nil {
+			u = &p.unmet
+		} else if w != nil {
+			u = &w.unmet
 		}
-	}
-	for _, w := range c.wards {
-		if w != nil && w.unmet.on {
-			w.unmet.on = w.unmet.last == in.Now
-			c.doubted = c.doubted || w.unmet.on
+		if u != nil && u.on {
+			u.on = u.last == in.Now
+			c.doubted = c.doubted || u.on
 		}
 	}
 }

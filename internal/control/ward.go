@@ -370,7 +370,8 @@ func (c *RDT) room(in *Input, w *ward) int {
 	if !in.Spec.RDT.Cache.OnlineOwn || !ways.able(in) {
 		return 0
 	}
-	n, left := ceilWays(in, w.held), in.Node.RDT.Ways-max(floorWays(in), ceil(in.Node.RDT.Ways, 4))
+	d := divide(in)
+	n, left := ceilWays(in, w.held), d.all-max(d.floor, ceil(d.all, 4)+d.alone)
 	for _, o := range c.wards {
 		if o != nil {
 			left -= o.n

@@ -281,8 +281,13 @@ func (m *memory) step() {
 func (m *memory) check(d Decision) {
 	m.t.Helper()
 	spec := &m.pol.spec.RDT
+	all := spec.Cache.All(policy.FullWays(m.rdt.Ways))
 	for i, s := range d.Shares {
-		if s.Ways.N > 0 && (!m.caps.CacheAllocation || s.Ways.N < max(spec.Cache.FloorWays, m.rdt.MinWays) || s.Ways.N >= m.rdt.Ways) {
+		most, least := (all &^ spec.Cache.OnlineWays).Len(), max(spec.Cache.FloorWays, m.rdt.MinWays, spec.Cache.OfflineWays.Len())
+		if s.Own {
+			most, least = (all &^ spec.Cache.OfflineWays).Len(), m.rdt.MinWays
+		}
+		if s.Ways.N > 0 && (!m.caps.CacheAllocation || s.Ways.N < least || s.Ways.N >= most) {
 			m.t.Fatalf("%s: %d ways of %d, floor %d", s.Pod, s.Ways.N, m.rdt.Ways, spec.Cache.FloorWays)
 		}
 		if s.MB.N > 0 && (!m.caps.BandwidthAllocation || s.MB.N < spec.Bandwidth.FloorPercent || s.MB.N < m.rdt.MB.Min || s.MB.N%m.rdt.MB.Gran != 0 || s.MB.N >= 100) {
@@ -818,6 +823,12 @@ func TestNoLimitLeavesItsBounds(t *testing.T) {
 		m.rdt.MinWays = 1 + int(seed%3)
 		m.pol.spec.RDT.Cache.FloorWays = 1 + int(seed%4)
 		m.pol.spec.RDT.Bandwidth.FloorPercent = 5 + int(seed*7%30)
+		if c := &m.pol.spec.RDT.Cache; seed%2 == 1 {
+			c.Ways, c.OnlineWays, c.OfflineWays = policy.FullWays(10), policy.FullWays(10)&^policy.FullWays(10-int(seed%3)), policy.FullWays(int(seed/3%3))
+			if m.rdt.MinWays > 1 {
+				c.OnlineWays, c.OfflineWays = 0, 0 // less than a mask has
+			}
+		}
 		for i, f := range m.flows {
 			f.domain = i % len(m.rdt.Domains)
 		}
@@ -883,6 +894,35 @@ func TestAPolicyThatDoesNotFitTheMachineSaysSo(t *testing.T) {
 	}
 	if f := m.flow("h1"); f.ways != 0 || f.mb == 0 {
 		t.Errorf("ways %d, bandwidth %d %%; want bandwidth only", f.ways, f.mb)
+	}
+}
+
+// TestWaysThatDoNotFitTheMachineAreNotUsed: nobody is limited to ways, once it is said why, and what fits is used again.
+func TestWaysThatDoNotFitTheMachineAreNotUsed(t *testing.T) {
+	m := newMemory(t, 1, server("a"), hog("h1").stopped())
+	m.pol.spec.RDT.Cache.Ways = policy.FullWays(13)
+	m.run(15 * time.Second)
+	m.flow("h1").off = false
+	m.run(10 * time.Second)
+	if f := m.flow("h1"); f.ways != 0 || f.mb == 0 {
+		t.Errorf("ways %d, bandwidth %d %%; want bandwidth only", f.ways, f.mb)
+	}
+	spec := *m.pol.spec
+	spec.RDT.Cache.Ways, spec.RDT.Cache.OfflineWays = policy.FullWays(10), policy.FullWays(2)
+	m.pol = fixed{"2", &spec}
+	m.run(60 * time.Second)
+	var said []string
+	for _, n := range m.log {
+		if n.Rule == control.RuleSkip {
+			said = append(said, n.Owner+": "+n.Text)
+		}
+	}
+	want := []string{"cache: off: spec.rdt.cache.ways: is 0-12, of which the machine lacks 11-12: it has 11 ways (cbm_mask 7ff); want ways among 0-10"}
+	if diff := cmp.Diff(want, said); diff != "" {
+		t.Error(diff)
+	}
+	if f := m.flow("h1"); f.ways < 2 {
+		t.Errorf("%d ways, want no fewer than the two that are offline pods' alone", f.ways)
 	}
 }
 

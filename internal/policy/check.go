@@ -18,14 +18,16 @@ type Checked struct {
 
 // CheckPaths loads policies as the agent would. A file is checked by itself, over the defaults, as LoadFile does. A directory gives a result for
 // each of its files by itself, and then one for all of them together, which is what the agent would use; errors are not
-// repeated there. A file that makes sense only together with the others of its directory gets a Note, not an error.
-func CheckPaths(paths ...string) []Checked {
+// repeated there. A file that makes sense only together with the others of its directory gets a Note, not an error. What a policy asks that
+// a machine does not have is an error too: the daemon takes it and does without, since the nodes of a cluster differ.
+func CheckPaths(m Machine, paths ...string) []Checked {
 	var out []Checked
 	for _, p := range paths {
 		if info, err := os.Stat(p); err == nil && info.IsDir() {
-			out = append(out, checkDir(p)...)
+			out = append(out, checkDir(m, p)...)
 		} else {
 			l := newLoader()
+			l.machine = m
 			l.addManifest(p)
 			out = append(out, compiled(p, l))
 		}
@@ -33,7 +35,7 @@ func CheckPaths(paths ...string) []Checked {
 	return out
 }
 
-func checkDir(dir string) []Checked {
+func checkDir(m Machine, dir string) []Checked {
 	files, err := policyFiles(dir)
 	if err != nil {
 		return []Checked{{Path: dir, Err: err}}
@@ -42,6 +44,7 @@ func checkDir(dir string) []Checked {
 	var shown ErrorList
 	for _, f := range files {
 		alone := newLoader()
+		alone.machine = m
 		alone.addFile(f)
 		if errs := alone.errs.Tidy(); len(errs) > 0 {
 			out = append(out, Checked{Path: f, Err: errs})
@@ -54,7 +57,9 @@ func checkDir(dir string) []Checked {
 		}
 		out = append(out, c)
 	}
-	all := compiled(dir, newLoader(), files...)
+	together := newLoader()
+	together.machine = m
+	all := compiled(dir, together, files...)
 	if all.Err != nil && len(shown) > 0 {
 		all.Err, all.Note = less(all.Err, shown), "cannot be used: see the errors of its files"
 	}
@@ -113,7 +118,7 @@ func Summary(c *Compiled) string {
 	line("objectives", "CPU wait p99 %s over %v, event at %s; memory stall %s, io stall %s, CPI rise %s",
 		off(o.CPUWaitP99), s.Judge.Window, off(o.CPUWaitEvent), percent(o.MemoryStallPercent), percent(o.IOStallPercent), percent(o.CPIRisePercent))
 	line("offline", "posture %s; ladder %s", s.CPU.Posture, rungs(s.CPU.Ladder))
-	line("rdt", "cache %s; bandwidth %s", rdtControl(s.RDT.Cache.Enabled, "from %d ways", s.RDT.Cache.FloorWays),
+	line("rdt", "cache %s%s; bandwidth %s", rdtControl(s.RDT.Cache.Enabled, "from %d ways", s.RDT.Cache.FloorWays), division(&s.RDT.Cache),
 		rdtControl(s.RDT.Bandwidth.Enabled, "from %d %%", s.RDT.Bandwidth.FloorPercent))
 	line("online", "burst %s", percent(float64(s.CPU.Burst.Percent)))
 	line("safety", "stale after %v, release after %v; external edits: %s", s.Safety.StaleAfter, s.Safety.ReleaseAfter, s.Safety.ExternalEdits)
@@ -156,6 +161,20 @@ func rdtControl(enabled bool, format string, floor int) string {
 		return "off"
 	}
 	return fmt.Sprintf(format, floor)
+}
+
+// division is the ways that a policy names.
+func division(c *CacheControl) string {
+	var b strings.Builder
+	for _, f := range [...]struct {
+		name string
+		set  Ways
+	}{{"ways", c.Ways}, {"online alone", c.OnlineWays}, {"offline alone", c.OfflineWays}} {
+		if f.set != 0 {
+			fmt.Fprintf(&b, ", %s %v", f.name, f.set)
+		}
+	}
+	return b.String()
 }
 
 func off(d Duration) string {

@@ -99,9 +99,10 @@ func isPolicyFile(name string) bool {
 
 // loader lays documents over each other and remembers which of them set what, for messages.
 type loader struct {
-	policy Policy
-	at     strictyaml.Positions
-	errs   ErrorList
+	policy  Policy
+	machine Machine // on which it is to hold, as far as that is known
+	at      strictyaml.Positions
+	errs    ErrorList
 }
 
 func newLoader() *loader { return &loader{policy: Default(), at: make(strictyaml.Positions)} }
@@ -175,7 +176,7 @@ func (l *loader) finish() (*Policy, error) {
 }
 
 func (l *loader) checkRelations() {
-	for _, r := range relations(&l.policy) {
+	for _, r := range relations(&l.policy, &l.machine) {
 		if r.spoilt(l.errs) {
 			continue
 		}

@@ -89,6 +89,19 @@ f:1: kind: is missing; want QoSPolicy`},
 			`f:3: spec.rdt.cache.floorWays: is 0; want 1 to 32
 f:3: spec.rdt.verify.after: is 200ms, below the judge's window (300ms), which would still hold waits from before the cut; want 300ms or more
 f:3: spec.rdt.bandwidth.abundantPercent: is 80, not below stressedPercent (75): limits would swing; want less than 75`},
+		{"ways", head + "spec: {rdt: {cache: {ways: 3-1, onlineWays: 0x1ffffffff, offlineWays: [0, 1]}}}",
+			`f:3: spec.rdt.cache.ways: is "3-1": not a set of ways; want a list of ways (0-3,8) or a mask (0x10f), of ways 0 to 31
+f:3: spec.rdt.cache.onlineWays: is "0x1ffffffff": not a set of ways; want a list of ways (0-3,8) or a mask (0x10f), of ways 0 to 31
+f:3: spec.rdt.cache.offlineWays: is a list; want a list of ways (0-3,8) or a mask (0x10f), of ways 0 to 31`},
+		{"ways that overlap", head + "spec:\n rdt:\n  cache:\n   onlineWays: 0x00f\n   offlineWays: 3-5",
+			`f:6: spec.rdt.cache.onlineWays: is 0-3, which overlaps with offlineWays (3-5) in 3; want ways that are not offline pods' alone`},
+		{"ways not among those", head + "spec: {rdt: {cache: {ways: 0-7, onlineWays: 6-9, offlineWays: 10}}}",
+			`f:3: spec.rdt.cache.onlineWays: is 6-9, of which 8-9 is not among ways (0-7); want ways among 0-7
+f:3: spec.rdt.cache.offlineWays: is 10, of which 10 is not among ways (0-7); want ways among 0-7`},
+		{"all ways for one class", head + "spec: {rdt: {cache: {ways: 0-7, onlineWays: 6-9, offlineWays: 0-7}}}",
+			`f:3: spec.rdt.cache.onlineWays: is 6-9, which overlaps with offlineWays (0-7) in 6-7; want ways that are not offline pods' alone
+f:3: spec.rdt.cache.offlineWays: is 0-7, all that the agent may use: nothing is left to online pods; want a part of 0-7`},
+		{"ways", head + "spec: {rdt: {cache: {ways: \"\", onlineWays: 7, offlineWays: 0x3}}}", ``},
 		{"backoff", head + "spec: {cpu: {verify: {backoffMin: 10m}}}",
 			`f:3: spec.cpu.verify.backoffMin: is 10m0s, above backoffMax (5m0s); want 5m0s or less`},
 		{"verify before the window is over", head + "spec:\n  judge:\n    window: 2s",
@@ -272,7 +285,7 @@ func TestLoadFileOfConfigMaps(t *testing.T) {
 		if _, err := LoadFile(filepath.Join(dir, file)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q in it", file, err, want)
 		}
-		if got := CheckPaths(filepath.Join(dir, file)); len(got) != 1 || got[0].Err == nil {
+		if got := CheckPaths(Machine{}, filepath.Join(dir, file)); len(got) != 1 || got[0].Err == nil {
 			t.Errorf("%s is checked as %+v", file, got)
 		}
 	}

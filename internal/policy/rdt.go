@@ -22,10 +22,20 @@ type RDT struct {
 	Verify Verify `yaml:"verify" json:"verify"`
 }
 
-// CacheControl takes ways of the last-level cache (CAT) from offline pods that evict what online pods need.
+// CacheControl takes ways of the last-level cache (CAT) from offline pods that evict what online pods need. ways, onlineWays and
+// offlineWays divide the cache once for all, whether or not the controller is enabled: as a list ("0-3,8") or a mask ("0x10f"), an empty
+// text for what is not set. Where they do not fit the machine, none of them holds, no pod is limited to ways, and the log says why.
 type CacheControl struct {
 	// Enabled turns the controller on.
 	Enabled bool `yaml:"enabled" json:"enabled"`
+	// Ways are all that classes of the agent may fill; empty: all that there are. Leave out those that something else on the node
+	// hands out or relies on (pqos, a kubelet plug-in, DPDK, a manager of virtual machines).
+	Ways Ways `yaml:"ways,omitempty" json:"ways,omitempty" example:"a list of ways (0-3,8) or a mask (0x10f), of ways 0 to 31"`
+	// OnlineWays are closed to offline pods, always. They lie at one end of ways, except where masks may have gaps.
+	OnlineWays Ways `yaml:"onlineWays,omitempty" json:"onlineWays,omitempty" example:"a list of ways (0-3,8) or a mask (0x10f), of ways 0 to 31"`
+	// OfflineWays are closed to online pods, always, so no offline pod is held to fewer. They lie at one end of ways, except where masks
+	// may have gaps, and take a class of service for the online pods.
+	OfflineWays Ways `yaml:"offlineWays,omitempty" json:"offlineWays,omitempty" example:"a list of ways (0-3,8) or a mask (0x10f), of ways 0 to 31"`
 	// FloorWays is the least number of ways that an offline pod keeps; the machine may want more.
 	FloorWays int `yaml:"floorWays" json:"floorWays" want:"1..32"`
 	// CutPercent of a culprit's ways go at one cut; more if it is known how many the victim needs.

@@ -111,7 +111,7 @@ func TestCheckPaths(t *testing.T) {
 	})
 	in := func(name string) string { return filepath.Join(dir, name) }
 	var got []string
-	for _, c := range CheckPaths(in("one.yaml"), in("broken.yaml"), in("good"), in("bad"), in("none")) {
+	for _, c := range CheckPaths(Machine{}, in("one.yaml"), in("broken.yaml"), in("good"), in("bad"), in("none")) {
 		name := ""
 		if c.Policy != nil {
 			name = c.Policy.Name()
@@ -139,6 +139,63 @@ broken.yaml:3: spec.cpu.verify.backoffMin: is 10m0s, above backoffMax (5m0s); wa
 	}
 }
 
+// TestCheckKnowsTheMachine: what a policy asks that the machine lacks is refused where the machine is known, with its limits named, and
+// taken where it is not.
+func TestCheckKnowsTheMachine(t *testing.T) {
+	intel := Machine{Ways: FullWays(11), MinWays: 1, CLOSIDs: 8, MBMin: 10}
+	broad, gaps, few := intel, intel, intel
+	broad.MinWays, gaps.Sparse, few.CLOSIDs = 2, true, 2
+	for _, tt := range []struct {
+		name    string
+		machine Machine
+		rdt     string
+		want    string
+	}{
+		{"the default", intel, "", ""},
+		{"more ways than there are", intel, "cache: {ways: 0-12}",
+			"f:4: spec.rdt.cache.ways: is 0-12, of which the machine lacks 11-12: it has 11 ways (cbm_mask 7ff); want ways among 0-10"},
+		{"the same as a mask", intel, "cache: {onlineWays: 0xf00}",
+			"f:4: spec.rdt.cache.onlineWays: is 8-11, of which the machine lacks 11: it has 11 ways (cbm_mask 7ff); want ways among 0-10"},
+		{"a higher floor than there are ways", intel, "cache: {floorWays: 12}",
+			"f:4: spec.rdt.cache.floorWays: is 12, and offline pods can have no more than 11 of the machine's 11 ways (cbm_mask 7ff); want less than 11, or cache.enabled: false"},
+		{"fewer ways than a mask has", broad, "cache: {offlineWays: 0}",
+			"f:4: spec.rdt.cache.offlineWays: is 0, fewer ways than the machine's least mask has (min_cbm_bits 2); want 2 ways or more"},
+		{"gaps", intel, `cache: {ways: "0-3,8"}`,
+			"f:4: spec.rdt.cache.ways: is 0-3,8, and the machine's masks cannot have gaps; want ways that are next to each other"},
+		{"gaps where they may be", gaps, `cache: {ways: "0-3,8", onlineWays: 2}`, ""},
+		{"a gap for the others", intel, "cache: {onlineWays: 4-6}",
+			"f:4: spec.rdt.cache.onlineWays: is 4-6, which leaves offline pods 0-3,7-10, and the machine's masks cannot have gaps; want ways at one end of 0-10"},
+		{"nothing for the others", intel, "cache: {offlineWays: 0x7ff}",
+			"f:4: spec.rdt.cache.offlineWays: is 0-10, which leaves online pods 0 of the 11 ways; want 1 or more of 0-10 left to online pods"},
+		{"more classes than there are", few, "cache: {offlineWays: 0-1}",
+			"f:4: spec.rdt.cache.offlineWays: is 0-1, which takes a class of service for offline pods and one for online ones: the machine has 1 beside the default one; want no such field on this machine"},
+		{"less bandwidth than a limit has", intel, "bandwidth: {floorPercent: 5}",
+			"f:4: spec.rdt.bandwidth.floorPercent: is 5, below the machine's least limit (min_bandwidth 10); want 10 or more, or bandwidth.enabled: false"},
+		{"all is well", intel, "cache: {ways: 0-8, onlineWays: 6-8, offlineWays: 0-1, floorWays: 2}, bandwidth: {floorPercent: 20}", ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "f")
+			write(t, filepath.Dir(file), map[string]string{"f": head + "spec:\n rdt: {" + tt.rdt + "}\n"})
+			check := func(m Machine) string {
+				got := CheckPaths(m, file)
+				if len(got) != 1 || (got[0].Policy == nil) != (got[0].Err != nil) {
+					t.Fatalf("%+v", got)
+				}
+				if got[0].Err == nil {
+					return ""
+				}
+				return strings.ReplaceAll(got[0].Err.Error(), file, "f")
+			}
+			if d := cmp.Diff(tt.want, check(tt.machine)); d != "" {
+				t.Errorf("(-want +got)\n%s", d)
+			}
+			if got := check(Machine{}); got != "" {
+				t.Errorf("where the machine is not known: %s", got)
+			}
+		})
+	}
+}
+
 func TestSummary(t *testing.T) {
 	c := mustParse(t, `
 metadata: {name: site}
@@ -146,6 +203,7 @@ spec:
   mode: observe
   classes: {rules: [{name: ci, class: offline, match: {namespaces: [ci]}}]}
   objectives: {ioStallPercent: 0}
+  rdt: {cache: {ways: 0-8, onlineWays: 0x180}}
   windows:
   - {name: night, from: "22:00", to: "06:00", days: [mon, tue], mode: enforce, cpuWaitP99: 20ms, cpuWaitEvent: 0, posture: none, ladder: []}
   - {name: rest, from: "00:00", to: "24:00"}
@@ -154,7 +212,7 @@ spec:
   classes     rule ci (offline); presets qos-agent, koordinator, volcano, katalyst
   objectives  CPU wait p99 2ms over 1s, event at 4ms; memory stall 10 %, io stall off, CPI rise 10 %
   offline     posture idle; ladder idle > cpus > quota
-  rdt         cache from 1 ways; bandwidth from 10 %
+  rdt         cache from 1 ways, ways 0-8, online alone 7-8; bandwidth from 10 %
   online      burst 50 %
   safety      stale after 2s, release after 30s; external edits: reapply
   window      night (mon,tue 22:00-06:00): mode enforce, CPU wait p99 20ms, event at off, posture none, ladder empty

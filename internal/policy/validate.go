@@ -12,7 +12,7 @@ import (
 // Validate checks a policy that a program made; loaded ones are valid. The error is an ErrorList without files and lines.
 func Validate(p *Policy) error {
 	errs := strictyaml.Validate(p)
-	for _, r := range relations(p) {
+	for _, r := range relations(p, &Machine{}) {
 		if !r.spoilt(errs) {
 			errs = append(errs, FieldError{Path: r.path, Problem: r.problem, Fix: r.fix})
 		}
@@ -32,8 +32,8 @@ func (r relation) spoilt(errs ErrorList) bool {
 	return errs.About(r.path) || slices.ContainsFunc(r.others, errs.About)
 }
 
-// relations lists the rules between fields that p breaks.
-func relations(p *Policy) []relation {
+// relations lists the rules between fields that p breaks, and what it asks that a machine has not.
+func relations(p *Policy, m *Machine) []relation {
 	var c relationChecker
 	s := &p.Spec
 	c.classes(&s.Classes)
@@ -42,6 +42,9 @@ func relations(p *Policy) []relation {
 	c.cpu(&s.CPU, &s.Judge)
 	c.rdt(&s.RDT, &s.Judge)
 	c.windows(s)
+	if len(c.broken) == 0 {
+		c.machine(&s.RDT, m)
+	}
 	return c.broken
 }
 
@@ -106,6 +109,7 @@ func (c *relationChecker) verify(path string, v *Verify, windowPath string, wind
 }
 
 func (c *relationChecker) rdt(r *RDT, j *Judge) {
+	c.ranges(&r.Cache)
 	c.verify("spec.rdt.verify", &r.Verify, "spec.judge.cpi.window", j.CPI.Window)
 	if b := &r.Bandwidth; b.AbundantPercent >= b.StressedPercent {
 		c.add("spec.rdt.bandwidth.abundantPercent", fmt.Sprintf("is %d, not below stressedPercent (%d): limits would swing", b.AbundantPercent, b.StressedPercent),

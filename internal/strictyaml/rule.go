@@ -14,7 +14,7 @@ import (
 type Rule struct {
 	Want     []Choice       // any of them; empty: everything
 	Pattern  *regexp.Regexp // of texts
-	Example  string         // says in words what Pattern wants
+	Example  string         // says in words what Pattern, or the field's type, wants
 	Required bool
 }
 
@@ -25,7 +25,7 @@ type Choice struct{ Low, High string }
 //
 //	want:"0|1ms..60s"   values and ranges that are allowed, written as in YAML
 //	pattern:"^[a-z]+$"  what a text must match
-//	example:"a name"    what to tell people who got the pattern wrong
+//	example:"a name"    what to tell people who got the pattern wrong, or what a type of its own does not read
 //	required:"true"     the field must be there, and not empty
 func RuleOf(f reflect.StructField) Rule {
 	r := Rule{Example: f.Tag.Get("example"), Required: f.Tag.Get("required") == "true"}
@@ -46,7 +46,7 @@ func RuleOf(f reflect.StructField) Rule {
 
 // String says what the rule wants: "0 or 100us to 10s", "observe or enforce".
 func (r Rule) String() string {
-	if r.Pattern != nil {
+	if r.Example != "" {
 		return r.Example
 	}
 	words := make([]string, len(r.Want))

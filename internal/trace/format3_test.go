@@ -1,7 +1,6 @@
 package trace
 
 import (
-	"io"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -27,13 +26,7 @@ func TestFormat3(t *testing.T) {
 	}
 	defer r.Close()
 	var got content
-	for {
-		s, err := r.Next()
-		if err == io.EOF {
-			break
-		} else if err != nil {
-			t.Fatal(err)
-		}
+	for s := range all(t, r) {
 		got.add(s)
 	}
 	if diff := cmp.Diff(want, got); diff != "" {

@@ -67,13 +67,7 @@ func readAll(t *testing.T, dir string, each func(i int, s *Step)) (files, steps 
 		if r.Info().Part != part || !r.Complete() {
 			t.Errorf("%s is part %d, complete %v", name, r.Info().Part, r.Complete())
 		}
-		for {
-			s, err := r.Next()
-			if err == io.EOF {
-				break
-			} else if err != nil {
-				t.Fatal(err)
-			}
+		for s := range all(t, r) {
 			each(steps, s)
 			steps++
 		}

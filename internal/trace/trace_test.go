@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"math/rand/v2"
 	"reflect"
 	"slices"
@@ -192,6 +193,25 @@ func open(t testing.TB, data []byte) *Reader {
 	}
 	t.Cleanup(func() { _ = r.Close() })
 	return r
+}
+
+// all reads steps to the end, and fails if something else than that ends it.
+func all(t testing.TB, r *Reader) iter.Seq[*Step] {
+	return func(yield func(*Step) bool) {
+		t.Helper()
+		for {
+			s, err := r.Next()
+			if err == io.EOF {
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !yield(s) {
+				return
+			}
+		}
+	}
 }
 
 // TestEveryFieldIsCarried changes every field of a snapshot, one at a time, and wants the change to survive. A field that is added to the
@@ -511,13 +531,7 @@ func TestTornTailLosesAFrame(t *testing.T) {
 	for n := int64(len(data)) - 1; n > ends[0]; n -= 1009 {
 		r := open(t, data[:n])
 		read := 0
-		for {
-			s, err := r.Next()
-			if err == io.EOF {
-				break
-			} else if err != nil {
-				t.Fatalf("cut at %d: %v", n, err)
-			}
+		for s := range all(t, r) {
 			if want := steps[read].Snapshot; s.Snapshot.Seq != want.Seq || s.Snapshot.Now != want.Now || len(s.Snapshot.Containers) != len(want.Containers) {
 				t.Fatalf("cut at %d: step %d is not what was written", n, read)
 			}

@@ -52,8 +52,24 @@ type told struct {
 
 // watched is what counts beside the daemon.
 type watched struct {
-	online *watcher
-	moved  func(a, b time.Time) float64 // by the hogs, MB/s
+	online  *watcher
+	offline []*watcher // the hogs
+}
+
+// moved is what the hogs moved from a to b, MB/s.
+func (x *watched) moved(a, b time.Time) (sum float64) {
+	for _, w := range x.offline {
+		sum += w.mbps(a, b)
+	}
+	return sum
+}
+
+// watch begins to count for all pods.
+func (o *told) watch() {
+	o.online = watchCPI(o.t, o.web.group)
+	for _, h := range o.hogs {
+		o.offline = append(o.offline, watchTraffic(o.t, h.group))
+	}
 }
 
 // tell tells the story. How long the daemon took is printed and not judged: that is for a quiet machine (make bench-rdt).
@@ -70,17 +86,8 @@ func (y *story) tell(t *testing.T) *told {
 	}
 	r := &o.result
 	o.web.start(t, "service", "-profile", y.service)
-	w := watchCPI(t, o.web.group)
-	var offline []*watcher
-	for _, h := range o.hogs {
-		offline = append(offline, watchTraffic(t, h.group))
-	}
-	moved := func(a, b time.Time) (sum float64) {
-		for _, x := range offline {
-			sum += x.mbps(a, b)
-		}
-		return sum
-	}
+	o.watch()
+	w := o.online
 	begin := func() time.Time {
 		for i, h := range o.hogs {
 			h.start(t, append([]string{"hog"}, y.hogs[i]...)...)
@@ -96,7 +103,7 @@ func (y *story) tell(t *testing.T) *told {
 	start := begin()
 	time.Sleep(length(3*time.Second, 8*time.Second))
 	r.CPIUnprotected = w.cpi(start.Add(time.Second), time.Now())
-	r.OfflineFreeMBps = moved(start.Add(time.Second), time.Now())
+	r.OfflineFreeMBps = o.moved(start.Add(time.Second), time.Now())
 	_, r.PacedUnprotected = o.web.p95(int(length(1, 6)))
 	for _, h := range o.hogs {
 		h.stop()
@@ -123,10 +130,9 @@ func (y *story) tell(t *testing.T) *told {
 		r.RecoveryMS = -1
 	}
 	r.CPIAgent = w.cpi(settled, end)
-	r.OfflineMBps = moved(settled, end)
+	r.OfflineMBps = o.moved(settled, end)
 	r.TimeOverObjective = over
 	r.P95Agent, r.PacedAgent = o.web.p95(int(end.Sub(settled) / time.Second))
-	o.watched = watched{w, moved}
 	t.Logf("%+v", *r)
 	if r.CPIUnprotected < 1.15*r.CPIAlone {
 		t.Errorf("the load does not hurt: CPI %.3f alone, %.3f beside it", r.CPIAlone, r.CPIUnprotected)

@@ -20,16 +20,7 @@ func TestRigLongShifting(t *testing.T) {
 		o.hogs = append(o.hogs, s.cast(name, "offline"))
 	}
 	o.web.start(t, "service", "-profile", missing)
-	var offline []*watcher
-	for _, h := range o.hogs {
-		offline = append(offline, watchTraffic(t, h.group))
-	}
-	o.watched = watched{watchCPI(t, o.web.group), func(a, b time.Time) (sum float64) {
-		for _, x := range offline {
-			sum += x.mbps(a, b)
-		}
-		return sum
-	}}
+	o.watch()
 	s.run()
 	s.learned()
 	r, now := &o.result, time.Now()

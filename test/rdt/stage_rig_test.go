@@ -275,6 +275,7 @@ type watcher struct {
 type point struct {
 	at            time.Time
 	span          time.Duration
+	ran           time.Duration // CPU time of the group
 	cycles, instr uint64
 	misses        uint64
 }
@@ -335,7 +336,7 @@ func watchGroup(t *testing.T, dir string, events *[perf.EventsPerCPU]perf.Event,
 				return // the group is gone, with the test
 			}
 			at := time.Now()
-			p := point{at: at, span: at.Sub(last)}
+			p := point{at: at, span: at.Sub(last), ran: now.Enabled - before.Enabled}
 			take(&p, &now, &before)
 			w.mu.Lock()
 			w.points = append(w.points, p)
@@ -404,6 +405,20 @@ func (w *watcher) mean(a, b time.Time) float64 {
 	return sum / float64(max(1, len(cpi)))
 }
 
+// cpus is how many CPUs the group used from a to b.
+func (w *watcher) cpus(a, b time.Time) float64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var ran, span time.Duration
+	for _, p := range w.points {
+		if !p.at.Before(a) && !p.at.After(b) {
+			ran += p.ran
+			span += p.span
+		}
+	}
+	return ran.Seconds() / max(span.Seconds(), 1e-9)
+}
+
 // mbps is what the group moved from a to b, by its misses, MB/s.
 func (w *watcher) mbps(a, b time.Time) float64 {
 	w.mu.Lock()
@@ -441,6 +456,7 @@ type result struct {
 	PacedUnprotected  float64 `json:"p95_paced_ms_unprotected,omitempty"`
 	PacedAgent        float64 `json:"p95_paced_ms_agent,omitempty"`
 	Static            *split  `json:"static_split,omitempty"`
+	CPI2              *cpi2   `json:"cpi2,omitempty"`
 	Note              string  `json:"note,omitempty"`
 }
 

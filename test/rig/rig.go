@@ -133,6 +133,7 @@ var Variants = []Variant{
 	{Name: "no-mba", SMP: "4", CPU: "rdt-mba=off"},
 	{Name: "no-cat", SMP: "4", CPU: "rdt-cat=off"},
 	{Name: "no-monitoring", SMP: "4", CPU: "rdt-cmt=off,rdt-mbm=off"},
+	{Name: "sparse", SMP: "4", CPU: "rdt-noncontig=on"},
 	{Name: "twenty-ways", SMP: "4", CPU: "rdt-cbm-len=20,rdt-way-kib=1100,rdt-shareable=786432"},
 }
 

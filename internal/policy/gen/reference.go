@@ -100,7 +100,10 @@ func show(v reflect.Value) string {
 	case reflect.Struct, reflect.Map:
 		return ""
 	}
-	return fmt.Sprintf("`%v`", v.Interface())
+	if text := fmt.Sprint(v.Interface()); text != "" {
+		return "`" + text + "`"
+	}
+	return "not set"
 }
 
 // cell makes text fit for a table.

@@ -33,7 +33,10 @@ func comments(dir string) (map[string]string, error) {
 	return out, nil
 }
 
-var durationType = reflect.TypeFor[policy.Duration]()
+var (
+	durationType = reflect.TypeFor[policy.Duration]()
+	waysType     = reflect.TypeFor[policy.Ways]()
+)
 
 // schemaJSON is the JSON Schema of one policy document.
 func schemaJSON(comments map[string]string) ([]byte, error) {
@@ -41,7 +44,7 @@ func schemaJSON(comments map[string]string) ([]byte, error) {
 		DoNotReference:             true, // one tree; editors show it better
 		RequiredFromJSONSchemaTags: true, // what is required is in our own tags
 		Mapper: func(t reflect.Type) *jsonschema.Schema {
-			if t == durationType {
+			if t == durationType || t == waysType {
 				return &jsonschema.Schema{Type: "string"}
 			}
 			return nil
@@ -107,6 +110,10 @@ func limit(s *jsonschema.Schema, t reflect.Type, r strictyaml.Rule) {
 		s.Description = sentence(s.Description, r.Example)
 	}
 	switch {
+	case t == waysType: // a mask, and a way alone, are numbers to YAML
+		s.Description = sentence(s.Description, r.Example)
+		s.AnyOf = []*jsonschema.Schema{{Type: "string", Pattern: `^(0[xX][0-9a-fA-F]{1,8}|[0-9]{1,2}(-[0-9]{1,2})?(, *[0-9]{1,2}(-[0-9]{1,2})?)*)?$`}, {Type: "integer", Minimum: "0"}}
+		s.Type = ""
 	case len(r.Want) == 0:
 	case t == durationType: // JSON Schema cannot compare durations: it only sees that they are some
 		s.Description = sentence(s.Description, r.String())
