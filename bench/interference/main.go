@@ -2,6 +2,7 @@
 //
 //	full    every service at every load beside every kind of work
 //	quick   a part of that, in a few minutes
+//	again   the pairs above the target, measured again
 //	knobs   each rung of the agent's ladder alone
 //	why     by which way each kind of work gets through the posture
 //	table   prints what a run has left, as Markdown
@@ -50,12 +51,18 @@ type options struct {
 	levels      []level
 	offlines    []offline
 	protections []protection
+	// only are the pairs that are measured, whatever the protection; nil: all.
+	only map[pairKey]bool
 }
+
+// pairKey is a service at a load beside a kind of work.
+type pairKey struct{ online, load, offline string }
 
 type cli struct {
 	options
 	Full   fullCmd   `cmd:"" help:"Every service at every load beside every kind of work."`
 	Quick  quickCmd  `cmd:"" help:"A part of that."`
+	Again  againCmd  `cmd:"" help:"The pairs above the target with the agent, measured again."`
 	Knobs  knobsCmd  `cmd:"" help:"Each rung of the ladder alone."`
 	Why    whyCmd    `cmd:"" help:"By which way each kind of work gets through the posture."`
 	Causes causesCmd `cmd:"" help:"What the service waits for beside each kind of work: the agent's eyes and bpftrace's, side by side."`
@@ -66,6 +73,7 @@ type cli struct {
 type (
 	fullCmd   struct{}
 	quickCmd  struct{}
+	againCmd  struct{}
 	knobsCmd  struct{}
 	holdCmd   struct{}
 	whyCmd    struct{}
@@ -89,6 +97,29 @@ func (fullCmd) Run(ctx context.Context, o *options) error {
 // Run measures a choice of pairs that shows each way in which offline work hurts.
 func (quickCmd) Run(ctx context.Context, o *options) error {
 	return bench(ctx, o, "quick", 4.5, compared(), []string{"nginx"}, nil, []string{"cpu", "memcpy", "fork", "mmap", "hdd", "compile"})
+}
+
+// Run measures the pairs that were above the target with the agent, with it and with the posture alone. What was bad by chance is not when it is measured
+// again; what is bad again is so in earnest.
+func (againCmd) Run(ctx context.Context, o *options) error {
+	text, err := os.ReadFile(filepath.Join(o.Out, "interference.json"))
+	if err != nil {
+		return fmt.Errorf("nothing to measure again: %w", err)
+	}
+	var earlier result
+	if err := json.Unmarshal(text, &earlier); err != nil {
+		return fmt.Errorf("interference.json: %w", err)
+	}
+	o.only = map[pairKey]bool{}
+	for _, p := range earlier.Pairs {
+		if p.Protection == theAgent && p.Ratio > targetWorst && !p.TooNoisy {
+			o.only[pairKey{p.Online, p.Load, p.Offline}] = true
+		}
+	}
+	if o.Protect == nil {
+		o.Protect = []string{"idle", theAgent}
+	}
+	return bench(ctx, o, "again", 4, compared(), nil, nil, nil)
 }
 
 // Run measures single knobs beside nginx.
@@ -195,7 +226,11 @@ func bench(ctx context.Context, o *options, name string, minutes float64, all []
 		r.NotRun[cpi2Style] = "this machine offers no hardware counters of cycles and instructions"
 	}
 	r.print(os.Stdout, *o)
-	return errors.Join(err, lab.WriteResult(o.Out, name+".json", r), writePhases(raw, phases), plots(o.Out, name, r, *o))
+	err = errors.Join(err, lab.WriteResult(o.Out, name+".json", r), writePhases(raw, phases))
+	if o.only != nil {
+		return err // a plot of a choice of pairs says nothing
+	}
+	return errors.Join(err, plots(o.Out, name, r, *o))
 }
 
 // choose takes the named ones out of all, in their order; nothing named is the default, and without one all.
@@ -225,17 +260,45 @@ const (
 	setUp      = 10 * time.Second // building, starting services, calibrating
 )
 
-// round is about how long one window of everything takes.
-func (o *options) round() time.Duration {
-	phase := o.Settle + time.Duration(o.Windows)*o.Window + phaseRest
-	cells := len(o.offlines) * len(o.protections)
-	one := time.Duration(cells+references(cells)) * phase
-	for _, p := range o.protections {
-		if p.agent {
-			one += time.Duration(len(o.offlines)) * agentStart
+// block is one service at one load, and what is measured beside it.
+type block struct {
+	service string
+	level   level
+	cells   []cell
+}
+
+// blocks are all that there are.
+func (o *options) blocks() (out []block) {
+	for _, s := range o.services {
+		for _, l := range o.levels {
+			b := block{service: s.Name, level: l}
+			for _, k := range o.offlines {
+				for _, p := range o.protections {
+					if o.only == nil || o.only[pairKey{s.Name, l.name, k.name}] {
+						b.cells = append(b.cells, cell{k, p})
+					}
+				}
+			}
+			if len(b.cells) > 0 {
+				out = append(out, b)
+			}
 		}
 	}
-	return time.Duration(len(o.services)*len(o.levels)) * (one + 2*time.Second)
+	return out
+}
+
+// round is about how long one window of everything takes.
+func (o *options) round() (sum time.Duration) {
+	phase := o.Settle + time.Duration(o.Windows)*o.Window + phaseRest
+	for _, b := range o.blocks() {
+		sum += 2*time.Second + time.Duration(len(b.cells)+references(len(b.cells)))*phase
+		for _, c := range b.cells {
+			if c.protection.agent {
+				sum += agentStart
+			}
+		}
+	}
+	return sum
 }
 
 // measure appends what it measures. cut tells that the budget ended inside a round.
@@ -260,19 +323,14 @@ func measure(ctx context.Context, o *options, phases *[]*phase, capacity map[str
 		}
 		capacity[name] = s.Capacity
 	}
-	var cells []cell
-	for _, k := range o.offlines {
-		for _, p := range o.protections {
-			cells = append(cells, cell{k, p})
-		}
-	}
+	blocks := o.blocks()
 	errBudget := errors.New("over")
 	rng := rand.New(rand.NewPCG(o.Seed, 2))
 	for round := range rounds {
-		for _, i := range rng.Perm(len(o.services) * len(o.levels)) {
-			s, l := r.services[o.services[i/len(o.levels)].Name], o.levels[i%len(o.levels)]
+		for _, i := range rng.Perm(len(blocks)) {
+			s, l := r.services[blocks[i].service], blocks[i].level
 			fmt.Printf("%6.0f s  round %d/%d  %s at %s load (%.0f requests/s)\n", time.Since(begin).Seconds(), round+1, rounds, s.Name, l.name, s.Capacity*l.share)
-			err := r.block(ctx, s, l, slices.Clone(cells), rng, func(p *phase) error {
+			err := r.block(ctx, s, l, slices.Clone(blocks[i].cells), rng, func(p *phase) error {
 				p.Round = round
 				*phases = append(*phases, p)
 				if time.Since(begin) > budget {

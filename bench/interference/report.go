@@ -47,6 +47,14 @@ type reference struct {
 	AloneP99   float64 `json:"alone_p99_us"`
 	SpinnerP99 float64 `json:"alone_spinner_p99_us"` // beside an idle-class spinner: CPUs need not wake up
 	Windows    int     `json:"windows"`
+	// Phases are each phase alone, in the order of time: a service may have fast and slow times of its own.
+	Phases []own `json:"alone_phases"`
+}
+
+// own is what a service had and used in a phase.
+type own struct {
+	P99       float64 `json:"p99_us"`
+	RequestUS float64 `json:"cpu_us_per_request"`
 }
 
 // pair is one service at one load beside one kind of work under one protection.
@@ -64,6 +72,7 @@ type pair struct {
 	Kept       float64  `json:"offline_kept"` // of the throughput under none
 	Work       float64  `json:"offline_per_second"`
 	CPU        float64  `json:"offline_cpus"`
+	RequestUS  float64  `json:"online_cpu_us_per_request"`
 	Left       float64  `json:"offline_cpu_of_left"` // CPU time that the work got, of what online and its clients left idle
 	Late       float64  `json:"generator_late_p99_us"`
 	Windows    int      `json:"windows"`
@@ -89,7 +98,10 @@ type summary struct {
 }
 
 // samples are a cell's values, one for each window that counts; work has one for each phase.
-type samples struct{ p50, p99, p999, cpu, left, late, work, rate []float64 }
+type samples struct {
+	p50, p99, p999, cpu, left, late, work, rate, request []float64
+	phases                                               []own
+}
 
 type cellKey struct{ online, load, offline, protection string }
 
@@ -134,6 +146,11 @@ func gather(o options, phases []*phase, capacity map[string]float64, seconds flo
 			s.p50, s.p99, s.p999 = append(s.p50, w.P50), append(s.p99, w.P99), append(s.p999, w.P999)
 			s.cpu, s.left = append(s.cpu, w.OfflineCPU), append(s.left, w.OfflineCPU/left)
 			s.late, s.rate = append(s.late, w.LateP99), append(s.rate, w.Rate)
+			s.request = append(s.request, 1e6*w.OnlineCPU/max(1, w.Rate))
+		}
+		if good > 0 {
+			n := len(s.p99) - good
+			s.phases = append(s.phases, own{median(s.p99[n:]), median(s.request[n:])})
 		}
 		if good > 0 && 2*good >= len(p.Windows) {
 			s.work = append(s.work, p.Work)
@@ -144,7 +161,7 @@ func gather(o options, phases []*phase, capacity map[string]float64, seconds flo
 	for _, s := range o.services {
 		for _, l := range o.levels {
 			if ref := cells[cellKey{s.Name, l.name, "", alone}]; ref != nil && len(ref.p99) > 0 {
-				out := reference{Online: s.Name, Load: l.name, Rate: median(ref.rate), AloneP99: median(ref.p99), Windows: len(ref.p99)}
+				out := reference{Online: s.Name, Load: l.name, Rate: median(ref.rate), AloneP99: median(ref.p99), Windows: len(ref.p99), Phases: ref.phases}
 				if sp := cells[cellKey{s.Name, l.name, "", spinner}]; sp != nil && len(sp.p99) > 0 {
 					out.SpinnerP99 = median(sp.p99)
 				}
@@ -177,7 +194,7 @@ func newPair(k cellKey, s samples, cells map[cellKey]*samples, thrown int, held 
 		return p
 	}
 	p.P50, p.P99, p.P999 = median(s.p50), median(s.p99), median(s.p999)
-	p.CPU, p.Left, p.Late, p.Work = median(s.cpu), median(s.left), median(s.late), orZero(median(s.work))
+	p.CPU, p.Left, p.Late, p.Work, p.RequestUS = median(s.cpu), median(s.left), median(s.late), orZero(median(s.work)), median(s.request)
 	ci := bootstrap(rng, func(draw func([]float64) []float64) float64 { return median(draw(s.p99)) })
 	p.P99Low, p.P99High = ci.Low, ci.High
 	same := func(v []float64) []float64 { return v }

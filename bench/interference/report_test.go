@@ -146,3 +146,21 @@ func TestChoose(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+func TestOnlyTheChosenPairsAreMeasured(t *testing.T) {
+	o := someOptions()
+	all := o.blocks()
+	if want := len(o.services) * len(o.levels); len(all) != want || len(all[0].cells) != len(o.offlines)*len(o.protections) {
+		t.Fatalf("%d blocks of %d cells, want %d of everything", len(all), len(all[0].cells), want)
+	}
+	one := pairKey{o.services[0].Name, o.levels[0].name, o.offlines[0].name}
+	o.only = map[pairKey]bool{one: true}
+	some := o.blocks()
+	if len(some) != 1 || len(some[0].cells) != len(o.protections) || some[0].service != one.online || some[0].level.name != one.load || some[0].cells[0].offline.name != one.offline {
+		t.Errorf("%+v, want only %+v", some, one)
+	}
+	o.only[one] = false
+	if left := o.round(); left != 0 {
+		t.Errorf("nothing takes %v", left)
+	}
+}

@@ -8,11 +8,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/qos-agent/qos-agent/bench/lab"
 )
 
 // tableCmd prints what a run has left, as Markdown, for the documentation.
 type tableCmd struct {
-	Of string `arg:"" name:"run" default:"interference" enum:"interference,quick,knobs" help:"Whose results (${enum})."`
+	Of string `arg:"" name:"run" default:"interference" enum:"interference,quick,knobs,again" help:"Whose results (${enum})."`
 }
 
 // Run prints tables.
@@ -25,8 +27,36 @@ func (c tableCmd) Run(o *options) error {
 	if err := json.Unmarshal(text, r); err != nil {
 		return fmt.Errorf("%s: %w", c.Of, err)
 	}
+	if c.Of == "again" {
+		earlier := &result{}
+		lab.ReadResult(o.Out, "interference.json", earlier)
+		r.pairwise(os.Stdout, earlier)
+		return nil
+	}
 	r.markdown(os.Stdout)
 	return nil
+}
+
+// pairwise prints each pair, with what an earlier run had.
+func (r *result) pairwise(w io.Writer, earlier *result) {
+	before := map[cellKey]float64{}
+	for _, p := range earlier.Pairs {
+		before[cellKey{p.Online, p.Load, p.Offline, p.Protection}] = p.Ratio
+	}
+	fmt.Fprintf(w, "%d windows of %.0f ms, %d thrown away as noisy (%d because the whole machine stood still).\n\n", r.Windows, 1e3*r.WindowSeconds, r.Thrown, r.Stalled)
+	fmt.Fprintln(w, "| pair | under | p99 / alone: then | again | p99 (95 %) | CPU of a request | windows, thrown |\n|---|---|---|---|---|---|---|")
+	for _, p := range r.Pairs {
+		fmt.Fprintf(w, "| %s %s x %s | %s | %.2f | %.2f | %s (%s - %s) | %.0f us | %d, %d |\n", p.Online, p.Load, p.Offline, p.Protection,
+			before[cellKey{p.Online, p.Load, p.Offline, p.Protection}], p.Ratio, us(p.P99), us(p.P99Low), us(p.P99High), p.RequestUS, p.Windows, p.Thrown)
+	}
+	fmt.Fprintln(w, "\n| alone | p99 | each phase, in order: p99, CPU of a request |\n|---|---|---|")
+	for _, ref := range r.References {
+		var each []string
+		for _, p := range ref.Phases {
+			each = append(each, fmt.Sprintf("%s, %.0f us", us(p.P99), p.RequestUS))
+		}
+		fmt.Fprintf(w, "| %s %s | %s | %s |\n", ref.Online, ref.Load, us(ref.AloneP99), strings.Join(each, "; "))
+	}
 }
 
 // order is the values of a field in the order in which pairs have them.

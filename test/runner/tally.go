@@ -44,6 +44,7 @@ type suite struct {
 type test struct {
 	outcome string // pass, fail, skip; empty while it runs
 	output  strings.Builder
+	line    string // of output, as far as it has come: a long one comes in pieces
 }
 
 func newTally(out io.Writer) *tally {
@@ -91,8 +92,11 @@ func (t *tally) event(layer string, has map[string]bool, e event) {
 	switch e.Action {
 	case "output":
 		c.output.WriteString(e.Output)
-		if t.keep != "" && strings.HasPrefix(e.Output, t.keep) {
-			fmt.Fprint(t.out, e.Output)
+		if c.line += e.Output; strings.HasSuffix(c.line, "\n") {
+			if t.keep != "" && strings.HasPrefix(c.line, t.keep) {
+				fmt.Fprint(t.out, c.line)
+			}
+			c.line = ""
 		}
 	case "pass", "fail", "skip":
 		c.outcome = e.Action

@@ -49,6 +49,24 @@ func TestCounts(t *testing.T) {
 	}
 }
 
+// TestKeepsLongLines: go test passes a long line on in pieces, between which another package may end.
+func TestKeepsLongLines(t *testing.T) {
+	var out bytes.Buffer
+	y := newTally(&out)
+	y.keep = "figures "
+	for _, e := range []event{
+		{Action: "output", Package: "p", Test: "TestA", Output: "figures 1"},
+		{Action: "pass", Package: "q"},
+		{Action: "output", Package: "p", Test: "TestA", Output: "23\n"},
+		{Action: "output", Package: "p", Test: "TestA", Output: "no figures\n"},
+	} {
+		y.event("", nil, e)
+	}
+	if !strings.Contains(out.String(), "figures 123\n") || strings.Contains(out.String(), "no figures") {
+		t.Errorf("%q", out.String())
+	}
+}
+
 func TestFailures(t *testing.T) {
 	const run = `{"Action":"run","Package":"p","Test":"TestB"}` + "\n"
 	for name, c := range map[string]struct {
