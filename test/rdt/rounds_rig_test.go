@@ -51,7 +51,7 @@ type held struct {
 const (
 	roundCount   = 5
 	roundSettles = 8 * time.Second
-	roundLasts   = 8 * time.Second
+	roundLasts   = 6 * time.Second
 )
 
 // TestRigLongRounds: three hogs under constant load beside a service that lives in the cache.
