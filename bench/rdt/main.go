@@ -123,6 +123,7 @@ type turn struct {
 	CPI  float64 `json:"cpi"`  // of the online service
 	MBps float64 `json:"mbps"` // of all offline pods
 	CPUs float64 `json:"cpus"` // on which they ran
+	Self float64 `json:"self"` // CPUs that the daemon used: with the agent it acts, with a split it watches
 }
 
 // held is a limit of an offline pod and for what part of the time it had it; 0 is no limit.
@@ -299,7 +300,8 @@ func (r *rounds) String() string {
 	}
 	for i := range r.Agent {
 		a, b := r.Agent[i], r.Split[i]
-		s += fmt.Sprintf("\n%22s agent CPI %.3f, %.1f GB/s on %.2f CPUs; split %.3f, %.1f on %.2f", "", a.CPI, a.MBps/1e3, a.CPUs, b.CPI, b.MBps/1e3, b.CPUs)
+		s += fmt.Sprintf("\n%22s agent CPI %.3f, %.1f GB/s on %.2f CPUs (itself %.2f); split %.3f, %.1f on %.2f (%.2f)", "", a.CPI, a.MBps/1e3, a.CPUs, a.Self,
+			b.CPI, b.MBps/1e3, b.CPUs, b.Self)
 		if len(r.Over) > 0 {
 			s += fmt.Sprintf("; the next %.3f, %.1f on %.2f", r.Over[i].CPI, r.Over[i].MBps/1e3, r.Over[i].CPUs)
 		}

@@ -39,6 +39,7 @@ type turn struct {
 	CPI  float64 `json:"cpi"`  // of the online service
 	MBps float64 `json:"mbps"` // of all offline pods
 	CPUs float64 `json:"cpus"` // on which they ran: a stream moves as much as it runs
+	Self float64 `json:"self"` // CPUs that the daemon used: with the agent it acts, with a split it watches
 }
 
 // held is a limit of an offline pod and for what part of the time it had it.
@@ -98,7 +99,7 @@ func byTurns(t *testing.T, name, service, load string, splits []split) {
 			s.run() // it knows from before what is normal
 		}
 		time.Sleep(roundSettles)
-		from := time.Now()
+		used, from := o.used(), time.Now()
 		for time.Since(from) < roundLasts {
 			time.Sleep(500 * time.Millisecond)
 			st := s.state()
@@ -107,7 +108,7 @@ func byTurns(t *testing.T, name, service, load string, splits []split) {
 				holds[held{Ways: l.Ways, MB: l.BandwidthPercent}]++
 			}
 		}
-		agent := o.turn(from)
+		agent := o.turn(from, used)
 		o.end()
 
 		x := o.divide()
@@ -162,14 +163,20 @@ func round(x float64, digits int) float64 {
 	return math.Round(x*tens) / tens
 }
 
-// turn is what there was since from.
-func (o *told) turn(from time.Time) turn {
+// used is the CPU time that the daemon has used, seconds.
+func (o *told) used() float64 {
+	return readCost(o.t.Context(), o.t, o.agent)["process_cpu_seconds_total"]
+}
+
+// turn is what there was since from, when the daemon had used so much.
+func (o *told) turn(from time.Time, used float64) turn {
 	now := time.Now()
 	out := turn{CPI: round(o.online.cpi(from, now), 3), MBps: round(o.moved(from, now), 0)}
 	for _, w := range o.offline {
 		out.CPUs += w.cpus(from, now)
 	}
 	out.CPUs = round(out.CPUs, 2)
+	out.Self = round((o.used()-used)/now.Sub(from).Seconds(), 2)
 	return out
 }
 
@@ -177,9 +184,9 @@ func (o *told) turn(from time.Time) turn {
 func (x *divided) turn(s *split) turn {
 	x.set(s)
 	time.Sleep(time.Second)
-	from := time.Now()
+	used, from := x.used(), time.Now()
 	time.Sleep(roundLasts)
-	return x.told.turn(from)
+	return x.told.turn(from, used)
 }
 
 // sweep tries splits for two seconds each and gives the one with most bandwidth at a CPI no higher than so much, or with the least CPI; over is the
