@@ -73,6 +73,10 @@ bench-quick: ## what offline work does to online services, coarsely, under each 
 bench-interference: ## the same for every service, load and kind of work; MINUTES=60 (root)
 	go run ./bench/interference full --minutes $(or $(MINUTES),60)
 
+.PHONY: bench-again
+bench-again: ## the pairs of bench-interference that were above the target, measured again (root, 4 minutes)
+	go run ./bench/interference again
+
 bench-knobs: ## each rung of the ladder alone, for each kind of offline work (root, 15 minutes)
 	go run ./bench/interference knobs
 
