@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"testing"
+
+	"github.com/qos-agent/qos-agent/pkg/cpuset"
 	"time"
 
 	"github.com/qos-agent/qos-agent/bench/load"
@@ -78,7 +80,7 @@ func TestStageWithoutAgent(t *testing.T) {
 
 // TestBuiltInService starts what stands in for nginx where it cannot be had.
 func TestBuiltInService(t *testing.T) {
-	w, err := startServer(t.Context(), t.TempDir(), "", 1, func(int) error { return nil })
+	w, err := startServer(t.Context(), t.TempDir(), "", cpuset.Of(0), func(int) error { return nil })
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -189,7 +189,7 @@ func (r *report) print(w io.Writer) {
 		}
 	}
 	fmt.Fprintf(w, "culprit named: %s, in %d of %d windows\n", orNobody(r.Culprit), r.CulpritWindows, r.Windows)
-	fmt.Fprintf(w, "reaction: from a burst of offline work to the first cut %.1f ms (median of %d, worst %.1f ms); from the kernel's event to the completed write p50 %.2f ms, p99 %.2f ms\n",
+	fmt.Fprintf(w, "reaction: a burst of offline work made the service wait too long for the first time, and was cut, after %.1f ms (median of %d, worst %.1f ms); from the kernel's event of that wait to the completed write p50 %.2f ms, p99 %.2f ms\n",
 		r.Reaction.BurstToCutP50, r.Reaction.Bursts, r.Reaction.BurstToCutMax, r.Reaction.EventToWriteP50, r.Reaction.EventToWriteP99)
 	fmt.Fprintf(w, "after SIGTERM: %d settings had been changed, all restored: %v\n", r.SettingsHeld, r.Restored)
 	if len(r.Failures) == 0 {

@@ -134,7 +134,7 @@ func (s *stage) startWork(ctx context.Context) (err error) {
 		return func(pid int) error { return s.tree.Join(s.tree.Path(groupOf(pod)), pid) }
 	}
 	n := s.cpus.Len()
-	if s.web, err = startWeb(ctx, s.dir, n, join(webPod)); err != nil {
+	if s.web, err = startWeb(ctx, s.dir, s.cpus, join(webPod)); err != nil {
 		return err
 	}
 	if s.heavy, err = startBatch(filepath.Join(s.dir, "heavy"), 2*n, 1, 0, join(heavyPod)); err != nil {

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/qos-agent/qos-agent/bench/online"
+	"github.com/qos-agent/qos-agent/pkg/cpuset"
 )
 
 const webEnv = "QOS_AGENT_DEMO_WEB"
@@ -33,16 +34,16 @@ type web struct {
 }
 
 // startWeb starts nginx, or the server that is built in if nginx cannot be had.
-func startWeb(ctx context.Context, dir string, workers int, join func(pid int) error) (*web, error) {
+func startWeb(ctx context.Context, dir string, cpus cpuset.Set, join func(pid int) error) (*web, error) {
 	nginx, err := findNginx(ctx)
 	if err != nil {
 		fmt.Printf("nginx cannot be had (%v): the HTTP server of Go stands in for it\n", err)
 	}
-	return startServer(ctx, dir, nginx, workers, join)
+	return startServer(ctx, dir, nginx, cpus, join)
 }
 
-// startServer starts the given nginx, or the built-in server if it is empty, in a directory of ours.
-func startServer(ctx context.Context, dir, nginx string, workers int, join func(pid int) error) (*web, error) {
+// startServer starts the given nginx, or the built-in server if it is empty, in a directory of ours, with a worker for each CPU.
+func startServer(ctx context.Context, dir, nginx string, cpus cpuset.Set, join func(pid int) error) (*web, error) {
 	addr, err := online.FreeAddr()
 	if err != nil {
 		return nil, err
@@ -62,7 +63,8 @@ func startServer(ctx context.Context, dir, nginx string, workers int, join func(
 			return nil, err
 		}
 		conf := filepath.Join(dir, "nginx.conf")
-		if err := os.WriteFile(conf, []byte(online.NginxConf(dir, filepath.Base(w.log), addr, workers, "gzip_comp_level 6;", "location = / { rewrite ^ /page.txt last; }")), 0o644); err != nil {
+		text := workerAffinity(cpus) + online.NginxConf(dir, filepath.Base(w.log), addr, cpus.Len(), "gzip_comp_level 6;", "location = / { rewrite ^ /page.txt last; }")
+		if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
 			return nil, err
 		}
 		args = []string{nginx, "-e", w.log, "-p", dir, "-c", conf}
@@ -73,7 +75,7 @@ func startServer(ctx context.Context, dir, nginx string, workers int, join func(
 		}
 		w.what = "Go's HTTP server (nginx could not be had)"
 		args = []string{self}
-		env = []string{webEnv + "=" + addr, fmt.Sprint("GOMAXPROCS=", workers)}
+		env = []string{webEnv + "=" + addr, fmt.Sprint("GOMAXPROCS=", cpus.Len())}
 	}
 	// The shell waits until it is in the group: what it then becomes, and every child of that, is in it from the start.
 	w.cmd = exec.Command("/bin/sh", append([]string{"-c", `read -r go && exec "$@"`, "sh"}, args...)...)
@@ -102,6 +104,17 @@ func startServer(ctx context.Context, dir, nginx string, workers int, join func(
 		return nil, fmt.Errorf("online service: %w\n%s", err, text)
 	}
 	return w, nil
+}
+
+// workerAffinity is nginx's setting that gives each worker a CPU of its own. Where the scheduler may put them on one, a busy service also waits
+// for itself, now more, now less, and nobody can say who is to blame.
+func workerAffinity(cpus cpuset.Set) string {
+	list := cpus.List()
+	masks := make([]string, len(list))
+	for i, cpu := range list {
+		masks[i] = "1" + strings.Repeat("0", cpu) // bits; CPU 0 is the last one
+	}
+	return "worker_cpu_affinity " + strings.Join(masks, " ") + ";\n"
 }
 
 // answers waits until the service answers.
