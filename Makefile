@@ -84,6 +84,10 @@ bench-why: ## what work does to a service and by which way it gets through the p
 	go run ./bench/interference why
 	go run ./bench/interference causes
 
+.PHONY: bench-preempt
+bench-preempt: ## what a writer of files does under each of the kernel's models of preemption, in an emulated machine (root, 3 minutes)
+	go run ./bench/interference preempt
+
 bench-overhead: ## cost of the BPF programs beside runqlat's, and of the daemon by containers and interval (root, 5 minutes)
 	go run ./bench/overhead
 
