@@ -73,12 +73,20 @@ bench-quick: ## what offline work does to online services, coarsely, under each 
 bench-interference: ## the same for every service, load and kind of work; MINUTES=60 (root)
 	go run ./bench/interference full --minutes $(or $(MINUTES),60)
 
+.PHONY: bench-again
+bench-again: ## the pairs of bench-interference that were above the target, measured again (root, 4 minutes)
+	go run ./bench/interference again
+
 bench-knobs: ## each rung of the ladder alone, for each kind of offline work (root, 15 minutes)
 	go run ./bench/interference knobs
 
 bench-why: ## what work does to a service and by which way it gets through the posture, beside bpftrace (root, 6 minutes)
 	go run ./bench/interference why
 	go run ./bench/interference causes
+
+.PHONY: bench-preempt
+bench-preempt: ## what a writer of files does under each of the kernel's models of preemption, in an emulated machine (root, 3 minutes)
+	go run ./bench/interference preempt
 
 bench-overhead: ## cost of the BPF programs beside runqlat's, and of the daemon by containers and interval (root, 5 minutes)
 	go run ./bench/overhead

@@ -20,6 +20,7 @@ need gcc gcc                                  # the race detector
 need /usr/include/stdio.h libc6-dev
 need git git
 need qemu-system-x86_64 qemu-system-x86       # other kernels
+need mkfs.ext4 e2fsprogs                      # a disk for a virtual machine
 need /bin/busybox busybox-static              # in containers and virtual machines
 need containerd containerd
 need runc runc

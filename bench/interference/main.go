@@ -5,6 +5,7 @@
 //	again   the pairs above the target, measured again
 //	knobs   each rung of the agent's ladder alone
 //	why     by which way each kind of work gets through the posture
+//	preempt what a writer of files does under each of the kernel's models of preemption, in an emulated machine
 //	table   prints what a run has left, as Markdown
 //	hold    one situation, held for other tools to look at
 //
@@ -60,14 +61,16 @@ type pairKey struct{ online, load, offline string }
 
 type cli struct {
 	options
-	Full   fullCmd   `cmd:"" help:"Every service at every load beside every kind of work."`
-	Quick  quickCmd  `cmd:"" help:"A part of that."`
-	Again  againCmd  `cmd:"" help:"The pairs above the target with the agent, measured again."`
-	Knobs  knobsCmd  `cmd:"" help:"Each rung of the ladder alone."`
-	Why    whyCmd    `cmd:"" help:"By which way each kind of work gets through the posture."`
-	Causes causesCmd `cmd:"" help:"What the service waits for beside each kind of work: the agent's eyes and bpftrace's, side by side."`
-	Table  tableCmd  `cmd:"" help:"Print what a run has left, as Markdown."`
-	Hold   holdCmd   `cmd:"" help:"Set up one situation and hold it, so that other tools can look at it."`
+	Full    fullCmd    `cmd:"" help:"Every service at every load beside every kind of work."`
+	Quick   quickCmd   `cmd:"" help:"A part of that."`
+	Again   againCmd   `cmd:"" help:"The pairs above the target with the agent, measured again."`
+	Knobs   knobsCmd   `cmd:"" help:"Each rung of the ladder alone."`
+	Why     whyCmd     `cmd:"" help:"By which way each kind of work gets through the posture."`
+	Causes  causesCmd  `cmd:"" help:"What the service waits for beside each kind of work: the agent's eyes and bpftrace's, side by side."`
+	Preempt preemptCmd `cmd:"" help:"What a writer of files does to others under each model of preemption, on Debian's kernel in an emulated machine."`
+	Guest   guestCmd   `cmd:"" hidden:""`
+	Table   tableCmd   `cmd:"" help:"Print what a run has left, as Markdown."`
+	Hold    holdCmd    `cmd:"" help:"Set up one situation and hold it, so that other tools can look at it."`
 }
 
 type (

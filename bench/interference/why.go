@@ -116,8 +116,8 @@ func why(ctx context.Context, l *lab.Lab, m *materials, k offline, length time.D
 		return row, err
 	}
 	same, other := make(chan []wakeup, 1), make(chan []wakeup, 1)
-	go func() { same <- wakeups(0, length) }()
-	go func() { other <- wakeups(runtime.NumCPU()-1, length) }()
+	go func() { same <- wakeups(0, length, wakeEvery) }()
+	go func() { other <- wakeups(runtime.NumCPU()-1, length, wakeEvery) }()
 	a, b := <-same, <-other
 	row.Same, row.Other, row.Both = newLateness(a), newLateness(b), together(a, b)
 	after, err := cpuTime(l, group)
@@ -129,9 +129,9 @@ func why(ctx context.Context, l *lab.Lab, m *materials, k offline, length time.D
 	return row, errors.Join(err, ctx.Err())
 }
 
-// wakeups wakes up every millisecond on a CPU, in a real-time class, and gives when it was due and by how much it was late. Its thread is left to
+// wakeups wakes up at intervals on a CPU, in a real-time class, and gives when it was due and by how much it was late. Its thread is left to
 // the runtime as it was found: one that ended would take the processes with it that were started from it.
-func wakeups(cpu int, length time.Duration) (out []wakeup) {
+func wakeups(cpu int, length, every time.Duration) (out []wakeup) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	var all, one unix.CPUSet
@@ -144,16 +144,17 @@ func wakeups(cpu int, length time.Duration) (out []wakeup) {
 		_ = unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr}, 0)
 		_ = unix.SchedSetaffinity(0, &all)
 	}()
-	out = make([]wakeup, 0, int(length/time.Millisecond)+1)
+	out = make([]wakeup, 0, int(length/every)+1)
 	start := int64(clock.System{}.Now())
 	end := start + int64(length)
-	for due := start + 1e6; due < end; due += 1e6 {
+	step := int64(every)
+	for due := start + step; due < end; due += step {
 		ts := unix.NsecToTimespec(due)
 		_ = unix.ClockNanosleep(unix.CLOCK_MONOTONIC, unix.TIMER_ABSTIME, &ts, nil) // woken early shows as not late
 		now := int64(clock.System{}.Now())
 		out = append(out, wakeup{due, now})
-		if behind := now - due; behind > 1e6 {
-			due += behind / 1e6 * 1e6 // the wake-ups that were missed belong to the same stall
+		if behind := now - due; behind > step {
+			due += behind / step * step // the wake-ups that were missed belong to the same stall
 		}
 	}
 	return out

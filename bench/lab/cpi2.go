@@ -34,6 +34,22 @@ const (
 	cpi2Correlation = 0.35
 )
 
+// CPI2Outcome is what the rule does in the place of the daemon: it reads the counters of the online pod's group and caps the CPUs of offline pods.
+type CPI2Outcome struct {
+	TimesAsFast      float64   `json:"times_as_fast"` // as published: samples, window and caps are that much shorter
+	Mean             float64   `json:"cpi_mean"`      // of samples beside nothing
+	SD               float64   `json:"cpi_deviation"`
+	Seconds          float64   `json:"seconds"`            // from the start of the load to the end
+	CapsMS           []float64 `json:"caps_ms"`            // from the start of the load: each time that a pod was capped
+	CPI              float64   `json:"cpi"`                // from the first cap to the end
+	CPIWhole         float64   `json:"cpi_whole"`          // from the start of the load
+	TimeOver         float64   `json:"time_over"`          // part of the time in which CPI was beyond 1.1 times the mean, from the first cap to the end
+	TimeOverWhole    float64   `json:"time_over_whole"`    // from the start of the load
+	OfflineMBps      float64   `json:"offline_mbps"`       // from the first cap to the end
+	OfflineWholeMBps float64   `json:"offline_mbps_whole"` // from the start of the load
+	PacedP95         float64   `json:"p95_paced_ms"`       // of the second half
+}
+
 type cpi2Sample struct {
 	cpi      float64
 	suspects []float64

@@ -21,6 +21,8 @@ import (
 	"slices"
 	"syscall"
 	"time"
+
+	"github.com/qos-agent/qos-agent/bench/lab"
 )
 
 // prefix is what the lines with figures begin with.
@@ -30,26 +32,26 @@ const prefix = "rdt-result "
 // percentile of its requests' time: by the clock, and, paced, as memory lets them run, without the milliseconds by which a busy host lets
 // a virtual CPU wait.
 type figures struct {
-	Scenario             string  `json:"scenario"`
-	Kernel               string  `json:"kernel"`
-	Date                 string  `json:"date"`
-	CPIAlone             float64 `json:"cpi_alone"`
-	CPIUnprotected       float64 `json:"cpi_unprotected"`
-	CPIBeside            float64 `json:"cpi_alone_beside_agent"` // alone with the daemon, which is what recovery and time over are held against
-	CPIAgent             float64 `json:"cpi_agent"`              // from some seconds after the start of the load to its end
-	RecoveryMS           float64 `json:"recovery_ms"`            // from the start of the load until CPI is inside the story's bound; -1: never
-	OfflineMBps          float64 `json:"offline_mbps"`
-	OfflineMBpsUnlimited float64 `json:"offline_mbps_unprotected"`
-	TimeOverObjective    float64 `json:"time_over_objective"`       // part of the time of the load in which CPI was beyond the bound
-	TimeOverAlone        float64 `json:"time_over_objective_alone"` // the same before the load came: what is noise
-	P95Alone             float64 `json:"p95_ms_alone,omitempty"`
-	P95Agent             float64 `json:"p95_ms_agent,omitempty"`
-	PacedAlone           float64 `json:"p95_paced_ms_alone,omitempty"`
-	PacedUnprotected     float64 `json:"p95_paced_ms_unprotected,omitempty"`
-	PacedAgent           float64 `json:"p95_paced_ms_agent,omitempty"`
-	Static               *split  `json:"static_split,omitempty"`
-	CPI2                 *cpi2   `json:"cpi2,omitempty"`
-	Note                 string  `json:"note,omitempty"`
+	Scenario             string           `json:"scenario"`
+	Kernel               string           `json:"kernel"`
+	Date                 string           `json:"date"`
+	CPIAlone             float64          `json:"cpi_alone"`
+	CPIUnprotected       float64          `json:"cpi_unprotected"`
+	CPIBeside            float64          `json:"cpi_alone_beside_agent"` // alone with the daemon, which is what recovery and time over are held against
+	CPIAgent             float64          `json:"cpi_agent"`              // from some seconds after the start of the load to its end
+	RecoveryMS           float64          `json:"recovery_ms"`            // from the start of the load until CPI is inside the story's bound; -1: never
+	OfflineMBps          float64          `json:"offline_mbps"`
+	OfflineMBpsUnlimited float64          `json:"offline_mbps_unprotected"`
+	TimeOverObjective    float64          `json:"time_over_objective"`       // part of the time of the load in which CPI was beyond the bound
+	TimeOverAlone        float64          `json:"time_over_objective_alone"` // the same before the load came: what is noise
+	P95Alone             float64          `json:"p95_ms_alone,omitempty"`
+	P95Agent             float64          `json:"p95_ms_agent,omitempty"`
+	PacedAlone           float64          `json:"p95_paced_ms_alone,omitempty"`
+	PacedUnprotected     float64          `json:"p95_paced_ms_unprotected,omitempty"`
+	PacedAgent           float64          `json:"p95_paced_ms_agent,omitempty"`
+	Static               *split           `json:"static_split,omitempty"`
+	CPI2                 *lab.CPI2Outcome `json:"cpi2,omitempty"`
+	Note                 string           `json:"note,omitempty"`
 }
 
 // split is the static split, tuned by hand, that leaves offline pods most bandwidth at an online CPI no higher than the daemon's.
@@ -63,22 +65,6 @@ type split struct {
 	// The same split with offline pods in an ordinary posture on the CPUs; the others stand back there as they do beside the daemon.
 	PlainCPI         float64 `json:"cpi_plain_posture,omitempty"`
 	PlainOfflineMBps float64 `json:"offline_mbps_plain_posture,omitempty"`
-}
-
-// cpi2 is what the rule of CPI² does in the place of the daemon: it reads the counters of the online pod's group and caps the CPUs of offline pods.
-type cpi2 struct {
-	TimesAsFast      float64   `json:"times_as_fast"` // as published: samples, window and caps are that much shorter
-	Mean             float64   `json:"cpi_mean"`      // of samples beside nothing
-	SD               float64   `json:"cpi_deviation"`
-	Seconds          float64   `json:"seconds"`            // from the start of the load to the end
-	CapsMS           []float64 `json:"caps_ms"`            // from the start of the load: each time that a pod was capped
-	CPI              float64   `json:"cpi"`                // from the first cap to the end
-	CPIWhole         float64   `json:"cpi_whole"`          // from the start of the load
-	TimeOver         float64   `json:"time_over"`          // part of the time in which CPI was beyond 1.1 times the mean, from the first cap to the end
-	TimeOverWhole    float64   `json:"time_over_whole"`    // from the start of the load
-	OfflineMBps      float64   `json:"offline_mbps"`       // from the first cap to the end
-	OfflineWholeMBps float64   `json:"offline_mbps_whole"` // from the start of the load
-	PacedP95         float64   `json:"p95_paced_ms"`       // of the second half
 }
 
 // cost is what a tick takes with hardware counters and resctrl, and without. The machine is emulated: look at the ratios.

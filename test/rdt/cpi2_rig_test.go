@@ -13,22 +13,6 @@ import (
 	"github.com/qos-agent/qos-agent/bench/lab"
 )
 
-// cpi2 is what the rule of CPI² does in the place of the daemon: it reads the counters of the online pod's group and caps the CPUs of offline pods.
-type cpi2 struct {
-	TimesAsFast      float64   `json:"times_as_fast"` // as published: samples, window and caps are that much shorter
-	Mean             float64   `json:"cpi_mean"`      // of samples beside nothing
-	SD               float64   `json:"cpi_deviation"`
-	Seconds          float64   `json:"seconds"`            // from the start of the load to the end
-	CapsMS           []float64 `json:"caps_ms"`            // from the start of the load: each time that a pod was capped
-	CPI              float64   `json:"cpi"`                // from the first cap to the end
-	CPIWhole         float64   `json:"cpi_whole"`          // from the start of the load
-	TimeOver         float64   `json:"time_over"`          // part of the time in which CPI was beyond 1.1 times the mean, from the first cap to the end
-	TimeOverWhole    float64   `json:"time_over_whole"`    // from the start of the load
-	OfflineMBps      float64   `json:"offline_mbps"`       // from the first cap to the end
-	OfflineWholeMBps float64   `json:"offline_mbps_whole"` // from the start of the load
-	PacedP95         float64   `json:"p95_paced_ms"`       // of the second half
-}
-
 // cpi2Learns is how many samples say what is normal.
 const cpi2Learns = 20
 
@@ -74,7 +58,7 @@ func TestRigLongCPI2Published(t *testing.T) {
 // byCPI2 starts the hogs and lets the rule work for a time.
 func (o *told) byCPI2(fast float64, length time.Duration) {
 	every, sample := time.Duration(float64(lab.CPI2Every)/fast), time.Duration(float64(lab.CPI2Sample)/fast)
-	r := &cpi2{TimesAsFast: fast, Seconds: length.Seconds()}
+	r := &lab.CPI2Outcome{TimesAsFast: fast, Seconds: length.Seconds()}
 	o.result.CPI2 = r
 	time.Sleep(3 * time.Second) // until the service has its cache
 	learn := min(sample, time.Second)

@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/qos-agent/qos-agent/bench/lab"
 	"github.com/qos-agent/qos-agent/internal/server"
 	"github.com/qos-agent/qos-agent/pkg/perf"
 	"github.com/qos-agent/qos-agent/test/daemon"
@@ -439,25 +440,25 @@ func (w *watcher) mbps(a, b time.Time) float64 {
 
 // result is the figures of a story, as bench/results/rdt.json has them; bench/rdt says what they mean.
 type result struct {
-	Scenario          string  `json:"scenario"`
-	Kernel            string  `json:"kernel"`
-	CPIAlone          float64 `json:"cpi_alone"`
-	CPIUnprotected    float64 `json:"cpi_unprotected"`
-	CPIBeside         float64 `json:"cpi_alone_beside_agent"`
-	CPIAgent          float64 `json:"cpi_agent"`
-	RecoveryMS        float64 `json:"recovery_ms"`
-	OfflineMBps       float64 `json:"offline_mbps"`
-	OfflineFreeMBps   float64 `json:"offline_mbps_unprotected"`
-	TimeOverObjective float64 `json:"time_over_objective"`
-	TimeOverAlone     float64 `json:"time_over_objective_alone"`
-	P95Alone          float64 `json:"p95_ms_alone,omitempty"`
-	P95Agent          float64 `json:"p95_ms_agent,omitempty"`
-	PacedAlone        float64 `json:"p95_paced_ms_alone,omitempty"`
-	PacedUnprotected  float64 `json:"p95_paced_ms_unprotected,omitempty"`
-	PacedAgent        float64 `json:"p95_paced_ms_agent,omitempty"`
-	Static            *split  `json:"static_split,omitempty"`
-	CPI2              *cpi2   `json:"cpi2,omitempty"`
-	Note              string  `json:"note,omitempty"`
+	Scenario          string           `json:"scenario"`
+	Kernel            string           `json:"kernel"`
+	CPIAlone          float64          `json:"cpi_alone"`
+	CPIUnprotected    float64          `json:"cpi_unprotected"`
+	CPIBeside         float64          `json:"cpi_alone_beside_agent"`
+	CPIAgent          float64          `json:"cpi_agent"`
+	RecoveryMS        float64          `json:"recovery_ms"`
+	OfflineMBps       float64          `json:"offline_mbps"`
+	OfflineFreeMBps   float64          `json:"offline_mbps_unprotected"`
+	TimeOverObjective float64          `json:"time_over_objective"`
+	TimeOverAlone     float64          `json:"time_over_objective_alone"`
+	P95Alone          float64          `json:"p95_ms_alone,omitempty"`
+	P95Agent          float64          `json:"p95_ms_agent,omitempty"`
+	PacedAlone        float64          `json:"p95_paced_ms_alone,omitempty"`
+	PacedUnprotected  float64          `json:"p95_paced_ms_unprotected,omitempty"`
+	PacedAgent        float64          `json:"p95_paced_ms_agent,omitempty"`
+	Static            *split           `json:"static_split,omitempty"`
+	CPI2              *lab.CPI2Outcome `json:"cpi2,omitempty"`
+	Note              string           `json:"note,omitempty"`
 }
 
 // print puts the figures where bench/rdt finds them.
