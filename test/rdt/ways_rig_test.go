@@ -32,10 +32,18 @@ func TestRigNamedWays(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	eventually := func(ok func() bool, format string, args ...any) {
+		t.Helper()
+		for end := time.Now().Add(time.Minute); !ok(); time.Sleep(100 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf(format+"; log:\n%s", append(args, s.agent.Log())...)
+			}
+		}
+	}
 	limits := func(want map[string]uint64) {
 		t.Helper()
 		have := map[string]uint64{}
-		for end := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		eventually(func() bool {
 			clear(have)
 			groups, err := fs.Groups()
 			if err != nil {
@@ -46,34 +54,24 @@ func TestRigNamedWays(t *testing.T) {
 					have[strings.TrimPrefix(g, "qos-agent.")] = l.Values("L3")[0].Value
 				}
 			}
-			if maps.Equal(have, want) {
-				return
-			}
-			if time.Now().After(end) {
-				t.Fatalf("the kernel has masks %x, want %x; log:\n%s", have, want, s.agent.Log())
-			}
-		}
+			return maps.Equal(have, want)
+		}, "the kernel has masks %x, want %x", have, want)
 	}
 	limits(map[string]uint64{"offline": 0x07f})
 
 	s.setPolicy("  rdt: {cache: {ways: 0-8, onlineWays: 8, offlineWays: 0-1}}\n")
 	limits(map[string]uint64{"offline": 0x0ff, "online": 0x1fc})
 	// No thread of the online pod may fill what is the offline ones' alone.
-	threads, err := fs.Tasks("qos-agent.online", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !slices.Contains(threads, web.load.PID()) {
-		t.Errorf("the online pod's thread %d is not among %v", web.load.PID(), threads)
-	}
+	eventually(func() bool {
+		threads, err := fs.Tasks("qos-agent.online", nil)
+		return err == nil && slices.Contains(threads, web.load.PID())
+	}, "thread %d of the online pod is not in its class", web.load.PID())
 
 	// More ways than the machine has: none of them holds, and the log names what there is.
 	s.setPolicy("  rdt: {cache: {ways: 0-12, onlineWays: 12}}\n")
 	limits(map[string]uint64{"offline": 0x7ff})
 	const reason = "spec.rdt.cache.ways: is 0-12, of which the machine lacks 11-12: it has 11 ways (cbm_mask 7ff)"
-	if log := s.agent.Log(); !strings.Contains(log, reason) {
-		t.Errorf("the log does not say %q:\n%s", reason, log)
-	}
+	eventually(func() bool { return strings.Contains(s.agent.Log(), reason) }, "the log does not say %q", reason)
 
 	s.setPolicy("  rdt: {cache: {onlineWays: 7-10}}\n")
 	limits(map[string]uint64{"offline": 0x07f})
