@@ -81,44 +81,6 @@ type cost struct {
 	CPURatio   float64 `json:"cpu_ratio"`
 }
 
-// rounds is the daemon and the best static split by turns beside three hogs under constant load.
-type rounds struct {
-	Scenario string  `json:"scenario"`
-	Kernel   string  `json:"kernel"`
-	Date     string  `json:"date"`
-	CPIAlone float64 `json:"cpi_alone"`
-	Ways     int     `json:"ways"`  // of offline pods in the split
-	MB       int     `json:"mb"`    // percent
-	Tried    int     `json:"tried"` // splits
-	Agent    []turn  `json:"agent"`
-	Split    []turn  `json:"split"`
-	Over     []turn  `json:"over,omitempty"` // the next split, which leaves offline pods more and gave a higher CPI than the daemon's first turn
-	Held     []held  `json:"held"`           // by the daemon's pods, most often first
-	// Ratio is the median over turns of the offline bandwidth with the daemon by that with the split; Same by what lies between the two splits
-	// at the CPI of the daemon's turn. The extremes of five turns hold the true median with 94 % confidence.
-	Ratio    float64 `json:"ratio"`
-	RatioMin float64 `json:"ratio_min"`
-	RatioMax float64 `json:"ratio_max"`
-	Same     float64 `json:"same,omitempty"`
-	SameMin  float64 `json:"same_min,omitempty"`
-	SameMax  float64 `json:"same_max,omitempty"`
-}
-
-// turn is one of them.
-type turn struct {
-	CPI  float64 `json:"cpi"`  // of the online service
-	MBps float64 `json:"mbps"` // of all offline pods
-	CPUs float64 `json:"cpus"` // on which they ran
-	Self float64 `json:"self"` // CPUs that the daemon used: with the agent it acts, with a split it watches
-}
-
-// held is a limit of an offline pod and for what part of the time it had it; 0 is no limit.
-type held struct {
-	Ways int     `json:"ways"`
-	MB   int     `json:"mb"`
-	Part float64 `json:"part"`
-}
-
 // window is milliseconds a tick: its duration, and the process's CPU time.
 type window struct {
 	TickMS float64 `json:"tick_ms"`
@@ -126,11 +88,11 @@ type window struct {
 }
 
 type results struct {
-	Date      string    `json:"date"`
-	Passed    bool      `json:"passed"` // every story came out as its test wants it
-	Scenarios []figures `json:"scenarios"`
-	Costs     []cost    `json:"tick_costs,omitempty"` // by kernel
-	Rounds    []rounds  `json:"rounds,omitempty"`     // by story and kernel
+	Date      string       `json:"date"`
+	Passed    bool         `json:"passed"` // every story came out as its test wants it
+	Scenarios []figures    `json:"scenarios"`
+	Costs     []cost       `json:"tick_costs,omitempty"` // by kernel
+	Rounds    []lab.Rounds `json:"rounds,omitempty"`     // by story and kernel
 }
 
 func main() {
@@ -169,8 +131,8 @@ func run(ctx context.Context, out, kernels, match string) error {
 			continue
 		}
 		var line struct {
-			Cost   *cost   `json:"cost"`
-			Rounds *rounds `json:"rounds"`
+			Cost   *cost       `json:"cost"`
+			Rounds *lab.Rounds `json:"rounds"`
 			figures
 		}
 		if err := json.Unmarshal(text, &line); err != nil {
@@ -241,7 +203,7 @@ func (r *results) keep(file string) error {
 		}
 	}
 	for _, old := range old.Rounds {
-		if !slices.ContainsFunc(r.Rounds, func(n rounds) bool { return n.Scenario == old.Scenario && n.Kernel == old.Kernel }) {
+		if !slices.ContainsFunc(r.Rounds, func(n lab.Rounds) bool { return n.Scenario == old.Scenario && n.Kernel == old.Kernel }) {
 			r.Rounds = append(r.Rounds, old)
 		}
 	}
@@ -276,24 +238,4 @@ func (f *figures) row() string {
 func (c *cost) String() string {
 	return fmt.Sprintf("a tick over %d containers with counters and resctrl: %.2fx that without (%.2f to %.2f over %d pairs), %.2fx the CPU time",
 		c.Containers, c.Ratio, c.RatioMin, c.RatioMax, c.Rounds, c.CPURatio)
-}
-
-func (r *rounds) String() string {
-	s := fmt.Sprintf("%s by turns with a static split (the best of %d: %d ways, %d %%): offline bandwidth %.3f times the split's (%.3f to %.3f over %d pairs)",
-		r.Scenario, r.Tried, r.Ways, r.MB, r.Ratio, r.RatioMin, r.RatioMax, len(r.Agent))
-	if len(r.Over) > 0 {
-		s += fmt.Sprintf("; %.3f times what lies between it and the next at the same CPI (%.3f to %.3f)", r.Same, r.SameMin, r.SameMax)
-	}
-	for i := range r.Agent {
-		a, b := r.Agent[i], r.Split[i]
-		s += fmt.Sprintf("\n%22s agent CPI %.3f, %.1f GB/s on %.2f CPUs (itself %.2f); split %.3f, %.1f on %.2f (%.2f)", "", a.CPI, a.MBps/1e3, a.CPUs, a.Self,
-			b.CPI, b.MBps/1e3, b.CPUs, b.Self)
-		if len(r.Over) > 0 {
-			s += fmt.Sprintf("; the next %.3f, %.1f on %.2f", r.Over[i].CPI, r.Over[i].MBps/1e3, r.Over[i].CPUs)
-		}
-	}
-	for _, h := range r.Held {
-		s += fmt.Sprintf("\n%22s held %.0f %% of the time: %d ways, %d %%", "", 100*h.Part, h.Ways, h.MB)
-	}
-	return s
 }

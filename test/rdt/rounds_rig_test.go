@@ -10,44 +10,9 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/qos-agent/qos-agent/bench/lab"
 )
-
-// rounds is the daemon and a static split by turns beside the same load, as bench/results/rdt.json has them.
-type rounds struct {
-	Scenario string  `json:"scenario"`
-	Kernel   string  `json:"kernel"`
-	CPIAlone float64 `json:"cpi_alone"`
-	Ways     int     `json:"ways"`  // of offline pods in the split
-	MB       int     `json:"mb"`    // percent
-	Tried    int     `json:"tried"` // splits
-	Agent    []turn  `json:"agent"`
-	Split    []turn  `json:"split"`
-	Over     []turn  `json:"over,omitempty"` // the next split, which leaves offline pods more and gave a higher CPI than the daemon's first turn
-	Held     []held  `json:"held"`           // by the daemon's pods, most often first
-	// Ratio is the median over turns of the offline bandwidth with the daemon by that with the split; Same by what lies between the two splits
-	// at the CPI of the daemon's turn. The extremes of five turns hold the true median with 94 % confidence.
-	Ratio    float64 `json:"ratio"`
-	RatioMin float64 `json:"ratio_min"`
-	RatioMax float64 `json:"ratio_max"`
-	Same     float64 `json:"same,omitempty"`
-	SameMin  float64 `json:"same_min,omitempty"`
-	SameMax  float64 `json:"same_max,omitempty"`
-}
-
-// turn is one of them.
-type turn struct {
-	CPI  float64 `json:"cpi"`  // of the online service
-	MBps float64 `json:"mbps"` // of all offline pods
-	CPUs float64 `json:"cpus"` // on which they ran: a stream moves as much as it runs
-	Self float64 `json:"self"` // CPUs that the daemon used: with the agent it acts, with a split it watches
-}
-
-// held is a limit of an offline pod and for what part of the time it had it.
-type held struct {
-	Ways int     `json:"ways"` // 0: all
-	MB   int     `json:"mb"`   // percent; 0: no limit
-	Part float64 `json:"part"`
-}
 
 const (
 	roundCount   = 5
@@ -87,12 +52,12 @@ func byTurns(t *testing.T, name, service, load string, splits []split) {
 	o.watch()
 	s.run()
 	s.learned()
-	r := &rounds{Scenario: name, Kernel: release()}
+	r := &lab.Rounds{Scenario: name, Kernel: release()}
 	r.CPIAlone = round(o.online.cpi(time.Now().Add(-2*time.Second), time.Now()), 3)
 	for _, h := range o.hogs {
 		h.start(t, "hog", "-profile", load)
 	}
-	holds := map[held]int{}
+	holds := map[lab.Held]int{}
 	var best, over split
 	for i := range roundCount {
 		if i > 0 {
@@ -105,7 +70,7 @@ func byTurns(t *testing.T, name, service, load string, splits []split) {
 			st := s.state()
 			for _, h := range o.hogs {
 				l := limitsOf(st, h)
-				holds[held{Ways: l.Ways, MB: l.BandwidthPercent}]++
+				holds[lab.Held{Ways: l.Ways, MB: l.BandwidthPercent}]++
 			}
 		}
 		agent := o.turn(from, used)
@@ -130,7 +95,7 @@ func byTurns(t *testing.T, name, service, load string, splits []split) {
 		h.Part = round(float64(n)/float64(sum), 2)
 		r.Held = append(r.Held, h)
 	}
-	slices.SortFunc(r.Held, func(a, b held) int {
+	slices.SortFunc(r.Held, func(a, b lab.Held) int {
 		return cmp.Or(cmp.Compare(b.Part, a.Part), cmp.Compare(a.Ways, b.Ways), cmp.Compare(a.MB, b.MB))
 	})
 	r.Held = r.Held[:min(len(r.Held), 3)]
@@ -169,9 +134,9 @@ func (o *told) used() float64 {
 }
 
 // turn is what there was since from, when the daemon had used so much.
-func (o *told) turn(from time.Time, used float64) turn {
+func (o *told) turn(from time.Time, used float64) lab.Turn {
 	now := time.Now()
-	out := turn{CPI: round(o.online.cpi(from, now), 3), MBps: round(o.moved(from, now), 0)}
+	out := lab.Turn{CPI: round(o.online.cpi(from, now), 3), MBps: round(o.moved(from, now), 0)}
 	for _, w := range o.offline {
 		out.CPUs += w.cpus(from, now)
 	}
@@ -181,7 +146,7 @@ func (o *told) turn(from time.Time, used float64) turn {
 }
 
 // turn is what a split gives.
-func (x *divided) turn(s *split) turn {
+func (x *divided) turn(s *split) lab.Turn {
 	x.set(s)
 	time.Sleep(time.Second)
 	used, from := x.used(), time.Now()
