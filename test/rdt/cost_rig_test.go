@@ -6,7 +6,6 @@ package rdt
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -19,31 +18,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/qos-agent/qos-agent/bench/lab"
 	"github.com/qos-agent/qos-agent/test/daemon"
 	"github.com/qos-agent/qos-agent/test/rig/guest"
 )
 
 // costContainers is how many containers there are while a tick's cost is measured.
 const costContainers = 150
-
-// cost is what a tick takes with hardware counters and resctrl, and without, as bench/results/rdt.json has it.
-type cost struct {
-	Kernel     string  `json:"kernel"`
-	Containers int     `json:"containers"`
-	Rounds     int     `json:"rounds"` // windows of either kind, in turn
-	With       window  `json:"with"`
-	Without    window  `json:"without"`
-	Ratio      float64 `json:"tick_ratio"`     // of the medians of tick_ms
-	RatioMin   float64 `json:"tick_ratio_min"` // of neighbouring windows
-	RatioMax   float64 `json:"tick_ratio_max"`
-	CPURatio   float64 `json:"cpu_ratio"` // of the medians of cpu_ms
-}
-
-// window is medians over windows: milliseconds a tick, by qosagent_tick_seconds and by the process's CPU time.
-type window struct {
-	TickMS float64 `json:"tick_ms"`
-	CPUMS  float64 `json:"cpu_ms"`
-}
 
 // TestRigLongTickCost runs the daemon over 150 containers, by turns with hardware counters and resctrl and without either. The figures are
 // of an emulated machine, so only their ratio means something, and that roughly. Ticks are half a second apart, because that machine
@@ -67,15 +48,15 @@ func TestRigLongTickCost(t *testing.T) {
 		t.Fatal(err)
 	}
 	const rounds = 3
-	var with, without []window
+	var with, without []lab.TickWindow
 	for i := range rounds {
-		run := func(counted bool) window {
+		run := func(counted bool) lab.TickWindow {
 			return costOf(t, filepath.Join(dir, fmt.Sprint("run", i, counted)), static, counted)
 		}
 		without = append(without, run(false))
 		with = append(with, run(true))
 	}
-	c := cost{Kernel: release(), Containers: costContainers, Rounds: rounds, With: medians(with), Without: medians(without)}
+	c := lab.TickCost{Kernel: release(), Containers: costContainers, Rounds: rounds, With: medians(with), Without: medians(without)}
 	c.Ratio, c.CPURatio = c.With.TickMS/c.Without.TickMS, c.With.CPUMS/c.Without.CPUMS
 	for i := range with {
 		r := with[i].TickMS / without[i].TickMS
@@ -85,11 +66,7 @@ func TestRigLongTickCost(t *testing.T) {
 		c.RatioMin, c.RatioMax = min(c.RatioMin, r), max(c.RatioMax, r)
 	}
 	t.Logf("with %+v, without %+v", with, without)
-	text, err := json.Marshal(&c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	fmt.Printf("rdt-result {\"cost\":%s}\n", text)
+	report(t, lab.StoryLine{Cost: &c})
 }
 
 // populate puts a process that sleeps into a group.
@@ -109,7 +86,7 @@ func populate(t *testing.T, group string) {
 }
 
 // costOf runs the daemon for some seconds and says what a tick took.
-func costOf(t *testing.T, runDir, static string, counted bool) window {
+func costOf(t *testing.T, runDir, static string, counted bool) lab.TickWindow {
 	t.Helper()
 	o := daemon.Options{Binary: os.Getenv("QOS_AGENT_BIN"), StaticPods: static, RunDir: runDir, Interval: 500 * time.Millisecond}
 	if counted {
@@ -154,7 +131,7 @@ func costOf(t *testing.T, runDir, static string, counted bool) window {
 	if ticks < 5 {
 		t.Fatalf("%.0f ticks in 10 s", ticks)
 	}
-	w := window{
+	w := lab.TickWindow{
 		TickMS: (after["qosagent_tick_seconds_sum"] - before["qosagent_tick_seconds_sum"]) / ticks * 1e3,
 		CPUMS:  (after["process_cpu_seconds_total"] - before["process_cpu_seconds_total"]) / ticks * 1e3,
 	}
@@ -180,12 +157,12 @@ func readCost(ctx context.Context, t *testing.T, d *daemon.Daemon) map[string]fl
 	return out
 }
 
-func medians(all []window) window {
+func medians(all []lab.TickWindow) lab.TickWindow {
 	var tick, cpu []float64
 	for _, w := range all {
 		tick, cpu = append(tick, w.TickMS), append(cpu, w.CPUMS)
 	}
 	slices.Sort(tick)
 	slices.Sort(cpu)
-	return window{TickMS: (tick[(len(tick)-1)/2] + tick[len(tick)/2]) / 2, CPUMS: (cpu[(len(cpu)-1)/2] + cpu[len(cpu)/2]) / 2}
+	return lab.TickWindow{TickMS: (tick[(len(tick)-1)/2] + tick[len(tick)/2]) / 2, CPUMS: (cpu[(len(cpu)-1)/2] + cpu[len(cpu)/2]) / 2}
 }

@@ -30,7 +30,7 @@ func TestRigLongCPI2(t *testing.T) {
 		h.start(t, "hog", "-profile", greedy)
 	}
 	x := o.divide()
-	best := split{Ways: 2, MB: 100, Tried: 1} // that of the story without the rule
+	best := lab.Split{Ways: 2, MB: 100, Tried: 1} // that of the story without the rule
 	x.set(&best)
 	time.Sleep(time.Second)
 	from := time.Now()
@@ -38,21 +38,21 @@ func TestRigLongCPI2(t *testing.T) {
 	best.CPI, best.OfflineMBps = o.online.cpi(from, time.Now()), o.moved(from, time.Now())
 	o.result.Static = &best
 	x.end()
-	o.result.print()
+	reportStory(t, &o.result)
 }
 
 // TestRigLongCPI2Published: the rule at its published pace, with a load that comes just before a sample, which favours it, too. It is over when all
 // pods are capped.
 func TestRigLongCPI2Published(t *testing.T) {
 	s := newStage(t)
-	o := &told{stage: s, web: s.cast("web", "online"), result: result{Scenario: "three-hogs-cpi2-published"}}
+	o := &told{stage: s, web: s.cast("web", "online"), result: lab.Story{Scenario: "three-hogs-cpi2-published"}}
 	for _, name := range []string{"hoga", "hogb", "hogc"} {
 		o.hogs = append(o.hogs, s.cast(name, "offline"))
 	}
 	o.web.start(t, "service", "-profile", cached)
 	o.watch()
 	o.byCPI2(1, 4*time.Minute+15*time.Second)
-	o.result.print()
+	reportStory(t, &o.result)
 }
 
 // byCPI2 starts the hogs and lets the rule work for a time.

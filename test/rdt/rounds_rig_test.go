@@ -4,8 +4,6 @@ package rdt
 
 import (
 	"cmp"
-	"encoding/json"
-	"fmt"
 	"math"
 	"slices"
 	"testing"
@@ -22,10 +20,10 @@ const (
 
 // TestRigLongRounds: three hogs under constant load beside a service that lives in the cache.
 func TestRigLongRounds(t *testing.T) {
-	var splits []split
+	var splits []lab.Split
 	for _, ways := range []int{1, 2} {
 		for _, mb := range []int{100, 80, 60, 40} {
-			splits = append(splits, split{Ways: ways, MB: mb})
+			splits = append(splits, lab.Split{Ways: ways, MB: mb})
 		}
 	}
 	byTurns(t, "three-hogs", cached, greedy, splits)
@@ -33,16 +31,16 @@ func TestRigLongRounds(t *testing.T) {
 
 // TestRigLongRoundsBandwidth: the same beside a service that waits for memory, where it is bandwidth that has to be given up.
 func TestRigLongRoundsBandwidth(t *testing.T) {
-	var splits []split
+	var splits []lab.Split
 	for _, mb := range []int{80, 70, 60, 50, 40, 30, 20, 10} {
-		splits = append(splits, split{Ways: 4, MB: mb})
+		splits = append(splits, lab.Split{Ways: 4, MB: mb})
 	}
 	byTurns(t, "bandwidth", missing, flood, splits)
 }
 
 // byTurns has the daemon and the best static split take turns. The split is the one that leaves offline pods most bandwidth, of those that gave the
 // service a CPI no higher than the daemon's first turn did.
-func byTurns(t *testing.T, name, service, load string, splits []split) {
+func byTurns(t *testing.T, name, service, load string, splits []lab.Split) {
 	s := newStage(t)
 	o := &told{stage: s, web: s.cast("web", "online")}
 	for _, name := range []string{"hoga", "hogb", "hogc"} {
@@ -58,7 +56,7 @@ func byTurns(t *testing.T, name, service, load string, splits []split) {
 		h.start(t, "hog", "-profile", load)
 	}
 	holds := map[lab.Held]int{}
-	var best, over split
+	var best, over lab.Split
 	for i := range roundCount {
 		if i > 0 {
 			s.run() // it knows from before what is normal
@@ -113,8 +111,7 @@ func byTurns(t *testing.T, name, service, load string, splits []split) {
 	if len(same) > 0 {
 		r.Same, r.SameMin, r.SameMax = middle(same)
 	}
-	text, _ := json.Marshal(map[string]any{"rounds": r})
-	fmt.Printf("rdt-result %s\n", text)
+	report(t, lab.StoryLine{Rounds: r})
 }
 
 // middle is the median of some figures, and their extremes.
@@ -146,7 +143,7 @@ func (o *told) turn(from time.Time, used float64) lab.Turn {
 }
 
 // turn is what a split gives.
-func (x *divided) turn(s *split) lab.Turn {
+func (x *divided) turn(s *lab.Split) lab.Turn {
 	x.set(s)
 	time.Sleep(time.Second)
 	used, from := x.used(), time.Now()
@@ -156,19 +153,19 @@ func (x *divided) turn(s *split) lab.Turn {
 
 // sweep tries splits for two seconds each and gives the one with most bandwidth at a CPI no higher than so much, or with the least CPI; over is the
 // one with the next higher CPI, if there is one.
-func (x *divided) sweep(most float64, tried []split) (best, over split) {
+func (x *divided) sweep(most float64, tried []lab.Split) (best, over lab.Split) {
 	for i := range tried {
 		x.measure(&tried[i], 2*time.Second)
 	}
-	fit := slices.DeleteFunc(slices.Clone(tried), func(s split) bool { return s.CPI > most })
-	best = slices.MinFunc(tried, func(a, b split) int { return cmp.Compare(a.CPI, b.CPI) })
+	fit := slices.DeleteFunc(slices.Clone(tried), func(s lab.Split) bool { return s.CPI > most })
+	best = slices.MinFunc(tried, func(a, b lab.Split) int { return cmp.Compare(a.CPI, b.CPI) })
 	if len(fit) > 0 {
-		best = slices.MaxFunc(fit, func(a, b split) int { return cmp.Compare(a.OfflineMBps, b.OfflineMBps) })
+		best = slices.MaxFunc(fit, func(a, b lab.Split) int { return cmp.Compare(a.OfflineMBps, b.OfflineMBps) })
 	}
 	best.Tried = len(tried)
-	more := slices.DeleteFunc(tried, func(s split) bool { return s.CPI <= most || s.OfflineMBps <= best.OfflineMBps })
+	more := slices.DeleteFunc(tried, func(s lab.Split) bool { return s.CPI <= most || s.OfflineMBps <= best.OfflineMBps })
 	if len(more) > 0 {
-		over = slices.MinFunc(more, func(a, b split) int { return cmp.Compare(a.CPI, b.CPI) })
+		over = slices.MinFunc(more, func(a, b lab.Split) int { return cmp.Compare(a.CPI, b.CPI) })
 	}
 	return best, over
 }

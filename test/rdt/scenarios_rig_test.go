@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/qos-agent/qos-agent/bench/lab"
 	"github.com/qos-agent/qos-agent/pkg/perf"
 	"github.com/qos-agent/qos-agent/test/rig/channel"
 	"github.com/qos-agent/qos-agent/test/rig/guest"
@@ -45,7 +46,7 @@ type told struct {
 	*stage
 	web    *actor
 	hogs   []*actor
-	result result
+	result lab.Story
 	alone  float64
 	watched
 }
@@ -77,7 +78,7 @@ func (y *story) tell(t *testing.T) *told {
 	t.Helper()
 	s := newStage(t)
 	s.setPolicy(y.policy)
-	o := &told{stage: s, web: s.cast("web", "online"), result: result{Scenario: y.name}}
+	o := &told{stage: s, web: s.cast("web", "online"), result: lab.Story{Scenario: y.name}}
 	for i := range y.hogs {
 		o.hogs = append(o.hogs, s.cast("hog"+string(rune('a'+i)), "offline"))
 	}
@@ -144,7 +145,7 @@ func (y *story) tell(t *testing.T) *told {
 		s.logNotes()
 	}
 	if !y.more {
-		r.print()
+		reportStory(t, r)
 	}
 	return o
 }
@@ -162,7 +163,7 @@ func TestRigThreeHogs(t *testing.T) {
 	if full() {
 		o.split()
 	}
-	o.result.print()
+	reportStory(t, &o.result)
 }
 
 // TestRigLongBandwidthOnly: a service that misses all the time, so that nobody can take its cache.
@@ -238,7 +239,7 @@ func TestRigLongOwnPhase(t *testing.T) {
 		seen[v.Reason] = true
 		time.Sleep(50 * time.Millisecond)
 	}
-	r := result{Scenario: "own-phase", CPIAlone: alone, CPIUnprotected: w.cpi(time.Now().Add(-time.Second), time.Now())}
+	r := lab.Story{Scenario: "own-phase", CPIAlone: alone, CPIUnprotected: w.cpi(time.Now().Add(-time.Second), time.Now())}
 	r.CPIAgent = r.CPIUnprotected
 	if r.CPIUnprotected < 1.2*alone {
 		t.Errorf("the phase makes no difference: CPI %.3f, then %.3f", alone, r.CPIUnprotected)
@@ -249,7 +250,7 @@ func TestRigLongOwnPhase(t *testing.T) {
 	if s.everCut(calmer) {
 		t.Error("the neighbour was cut")
 	}
-	r.print()
+	reportStory(t, &r)
 	s.end()
 }
 
@@ -337,7 +338,7 @@ func TestRigLongVaryingLoad(t *testing.T) {
 	now := time.Now()
 	quiet := now.Add(-length(3*time.Second, 5*time.Second))
 	alone := w.cpi(quiet, now)
-	r := result{Scenario: "varying", CPIAlone: alone, CPIBeside: alone, TimeOverAlone: w.beyond(quiet, now, 1.1*alone)}
+	r := lab.Story{Scenario: "varying", CPIAlone: alone, CPIBeside: alone, TimeOverAlone: w.beyond(quiet, now, 1.1*alone)}
 	var offline []*watcher
 	for _, h := range hogs {
 		offline = append(offline, watchTraffic(t, h.group))
@@ -353,7 +354,7 @@ func TestRigLongVaryingLoad(t *testing.T) {
 	for _, x := range offline {
 		r.OfflineMBps += x.mbps(start, time.Now())
 	}
-	r.print()
+	reportStory(t, &r)
 	t.Logf("%+v", r)
 	s.logNotes()
 	s.end()

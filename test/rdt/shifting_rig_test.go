@@ -5,6 +5,8 @@ package rdt
 import (
 	"testing"
 	"time"
+
+	"github.com/qos-agent/qos-agent/bench/lab"
 )
 
 // shift is how long each part of the story of the shifting load takes.
@@ -15,7 +17,7 @@ const shift = 30 * time.Second
 func TestRigLongShifting(t *testing.T) {
 	s := newStage(t)
 	s.setPolicy("  rdt: {bandwidth: {totalMBps: 20000}}\n")
-	o := &told{stage: s, web: s.cast("web", "online"), result: result{Scenario: "shifting"}}
+	o := &told{stage: s, web: s.cast("web", "online"), result: lab.Story{Scenario: "shifting"}}
 	for _, name := range []string{"hoga", "hogb", "hogc"} {
 		o.hogs = append(o.hogs, s.cast(name, "offline"))
 	}
@@ -47,9 +49,9 @@ func TestRigLongShifting(t *testing.T) {
 	}
 	o.hogs[0].start(t, "hog", "-profile", flood)
 	x := o.divide()
-	tried := []split{}
+	tried := []lab.Split{}
 	for _, mb := range []int{100, 80, 60, 50, 40, 30, 20, 10} {
-		tried = append(tried, split{Ways: 2, MB: mb})
+		tried = append(tried, lab.Split{Ways: 2, MB: mb})
 	}
 	part := func() {
 		for i := range tried {
@@ -79,5 +81,5 @@ func TestRigLongShifting(t *testing.T) {
 	}
 	o.saySplit(len(tried))
 	x.end()
-	r.print()
+	reportStory(t, r)
 }

@@ -12,23 +12,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/qos-agent/qos-agent/bench/lab"
 	"github.com/qos-agent/qos-agent/pkg/rdt"
 	"github.com/qos-agent/qos-agent/test/rig/guest"
 )
-
-// split is a static one, without the daemon: offline pods have some ways, online pods the others, and offline pods a limit of bandwidth.
-// It is the kind that an administrator sets up once.
-type split struct {
-	Ways        int     `json:"offline_ways"`
-	MB          int     `json:"offline_mb_percent"`
-	CPI         float64 `json:"cpi"`          // of the online service
-	OfflineMBps float64 `json:"offline_mbps"` // of all offline pods
-	Tried       int     `json:"tried"`        // how many splits were tried
-
-	// The same split with offline pods in an ordinary posture, of the service's weight: what standing back on the CPUs costs them.
-	PlainCPI         float64 `json:"cpi_plain_posture,omitempty"`
-	PlainOfflineMBps float64 `json:"offline_mbps_plain_posture,omitempty"`
-}
 
 // Groups of the static split.
 const (
@@ -47,15 +34,15 @@ func (o *told) split() {
 	x := o.divide()
 	defer x.end()
 	measure := x.measure
-	var tried []split
+	var tried []lab.Split
 	for _, ways := range []int{1, 2, 3, 4} {
 		for _, mb := range []int{100, 60, 40, 20, 10} {
-			s := split{Ways: ways, MB: mb}
+			s := lab.Split{Ways: ways, MB: mb}
 			measure(&s, 2*time.Second)
 			tried = append(tried, s)
 		}
 	}
-	slices.SortFunc(tried, func(a, b split) int { return int(b.OfflineMBps) - int(a.OfflineMBps) })
+	slices.SortFunc(tried, func(a, b lab.Split) int { return int(b.OfflineMBps) - int(a.OfflineMBps) })
 	r := &o.result
 	again := 0
 	for _, s := range tried {
@@ -79,7 +66,7 @@ func (o *told) split() {
 }
 
 // measure looks for a while at what a split gives.
-func (x *divided) measure(s *split, span time.Duration) {
+func (x *divided) measure(s *lab.Split, span time.Duration) {
 	x.set(s)
 	time.Sleep(time.Second)
 	from := time.Now()
@@ -144,7 +131,7 @@ func (x *divided) end() {
 }
 
 // set divides the machine.
-func (x *divided) set(s *split) {
+func (x *divided) set(s *lab.Split) {
 	offline := uint64(1)<<s.Ways - 1
 	set := func(group string, mask uint64, mb int) {
 		if _, _, err := x.f.SetLimits(group, []rdt.Line{{Resource: "L3", Domains: []rdt.Domain{{Value: mask}}}, {Resource: "MB", Domains: []rdt.Domain{{Value: uint64(mb)}}}}); err != nil {

@@ -1,8 +1,8 @@
 //go:build amd64
 
 // Package rdt holds the stories of cache and memory bandwidth: an online service beside offline work on a machine with RDT and a PMU,
-// the real daemon between them. They run in the rig. Each story asserts on direction and bounds, and prints its figures as a line of
-// JSON behind "rdt-result ", which bench/rdt gathers. With QOS_AGENT_RDT=full they take their time.
+// the real daemon between them. They run in the rig. Each story asserts on direction and bounds, and prints its figures as a line that
+// bench/rdt gathers. With QOS_AGENT_RDT=full they take their time.
 package rdt
 
 import (
@@ -438,34 +438,19 @@ func (w *watcher) mbps(a, b time.Time) float64 {
 	return float64(n) * 64 / 1e6 / d.Seconds()
 }
 
-// result is the figures of a story, as bench/results/rdt.json has them; bench/rdt says what they mean.
-type result struct {
-	Scenario          string           `json:"scenario"`
-	Kernel            string           `json:"kernel"`
-	CPIAlone          float64          `json:"cpi_alone"`
-	CPIUnprotected    float64          `json:"cpi_unprotected"`
-	CPIBeside         float64          `json:"cpi_alone_beside_agent"`
-	CPIAgent          float64          `json:"cpi_agent"`
-	RecoveryMS        float64          `json:"recovery_ms"`
-	OfflineMBps       float64          `json:"offline_mbps"`
-	OfflineFreeMBps   float64          `json:"offline_mbps_unprotected"`
-	TimeOverObjective float64          `json:"time_over_objective"`
-	TimeOverAlone     float64          `json:"time_over_objective_alone"`
-	P95Alone          float64          `json:"p95_ms_alone,omitempty"`
-	P95Agent          float64          `json:"p95_ms_agent,omitempty"`
-	PacedAlone        float64          `json:"p95_paced_ms_alone,omitempty"`
-	PacedUnprotected  float64          `json:"p95_paced_ms_unprotected,omitempty"`
-	PacedAgent        float64          `json:"p95_paced_ms_agent,omitempty"`
-	Static            *split           `json:"static_split,omitempty"`
-	CPI2              *lab.CPI2Outcome `json:"cpi2,omitempty"`
-	Note              string           `json:"note,omitempty"`
+// reportStory puts the figures of a story where bench/rdt finds them.
+func reportStory(t *testing.T, s *lab.Story) {
+	t.Helper()
+	s.Kernel = release()
+	report(t, lab.StoryLine{Story: s})
 }
 
-// print puts the figures where bench/rdt finds them.
-func (r *result) print() {
-	r.Kernel = release()
-	text, _ := json.Marshal(r)
-	fmt.Printf("rdt-result %s\n", text)
+// report puts figures where bench/rdt finds them.
+func report(t *testing.T, line lab.StoryLine) {
+	t.Helper()
+	if err := line.Print(os.Stdout); err != nil {
+		t.Error(err)
+	}
 }
 
 // release is the kernel's.
