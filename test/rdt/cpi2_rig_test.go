@@ -22,13 +22,9 @@ func TestRigLongCPI2(t *testing.T) {
 	y := story{name: "three-hogs-cpi2", service: cached, hogs: streams(3), bound: 1.1, more: true}
 	o := y.tell(t)
 	o.end()
-	for _, h := range o.hogs {
-		h.stop()
-	}
+	o.stopHogs()
 	o.byCPI2(60, time.Minute)
-	for _, h := range o.hogs {
-		h.start(t, "hog", "-profile", greedy)
-	}
+	o.startHogs(greedy)
 	x := o.divide()
 	best := lab.Split{Ways: 2, MB: 100, Tried: 1} // that of the story without the rule
 	x.set(&best)
@@ -44,13 +40,8 @@ func TestRigLongCPI2(t *testing.T) {
 // TestRigLongCPI2Published: the rule at its published pace, with a load that comes just before a sample, which favours it, too. It is over when all
 // pods are capped.
 func TestRigLongCPI2Published(t *testing.T) {
-	s := newStage(t)
-	o := &told{stage: s, web: s.cast("web", "online"), result: lab.Story{Scenario: "three-hogs-cpi2-published"}}
-	for _, name := range []string{"hoga", "hogb", "hogc"} {
-		o.hogs = append(o.hogs, s.cast(name, "offline"))
-	}
-	o.web.start(t, "service", "-profile", cached)
-	o.watch()
+	o := newStage(t).castHogs("three-hogs-cpi2-published", 3)
+	o.open(cached)
 	o.byCPI2(1, 4*time.Minute+15*time.Second)
 	reportStory(t, &o.result)
 }
@@ -76,9 +67,7 @@ func (o *told) byCPI2(fast float64, length time.Duration) {
 	}
 	rule := &lab.CPI2{Mean: r.Mean, SD: r.SD, Hold: lab.CPI2Hold}
 	start := time.Now()
-	for _, h := range o.hogs {
-		h.start(o.t, "hog", "-profile", greedy)
-	}
+	o.startHogs(greedy)
 	capped := make([]bool, len(o.hogs))
 	for due := start.Add(sample); due.Before(start.Add(length)); due = due.Add(every) {
 		time.Sleep(time.Until(due))

@@ -42,19 +42,13 @@ func TestRigLongRoundsBandwidth(t *testing.T) {
 // service a CPI no higher than the daemon's first turn did.
 func byTurns(t *testing.T, name, service, load string, splits []lab.Split) {
 	s := newStage(t)
-	o := &told{stage: s, web: s.cast("web", "online")}
-	for _, name := range []string{"hoga", "hogb", "hogc"} {
-		o.hogs = append(o.hogs, s.cast(name, "offline"))
-	}
-	o.web.start(t, "service", "-profile", service)
-	o.watch()
+	o := s.castHogs(name, 3)
+	o.open(service)
 	s.run()
 	s.learned()
 	r := &lab.Rounds{Scenario: name, Kernel: release()}
 	r.CPIAlone = round(o.online.cpi(time.Now().Add(-2*time.Second), time.Now()), 3)
-	for _, h := range o.hogs {
-		h.start(t, "hog", "-profile", load)
-	}
+	o.startHogs(load)
 	holds := map[lab.Held]int{}
 	var best, over lab.Split
 	for i := range roundCount {

@@ -41,54 +41,17 @@ func loads(n int, profile string) (out [][]string) {
 	return out
 }
 
-// told is a story's end, with the daemon still there.
-type told struct {
-	*stage
-	web    *actor
-	hogs   []*actor
-	result lab.Story
-	alone  float64
-	watched
-}
-
-// watched is what counts beside the daemon.
-type watched struct {
-	online  *watcher
-	offline []*watcher // the hogs
-}
-
-// moved is what the hogs moved from a to b, MB/s.
-func (x *watched) moved(a, b time.Time) (sum float64) {
-	for _, w := range x.offline {
-		sum += w.mbps(a, b)
-	}
-	return sum
-}
-
-// watch begins to count for all pods.
-func (o *told) watch() {
-	o.online = watchCPI(o.t, o.web.group)
-	for _, h := range o.hogs {
-		o.offline = append(o.offline, watchTraffic(o.t, h.group))
-	}
-}
-
 // tell tells the story. How long the daemon took is printed and not judged: that is for a quiet machine (make bench-rdt).
 func (y *story) tell(t *testing.T) *told {
 	t.Helper()
 	s := newStage(t)
 	s.setPolicy(y.policy)
-	o := &told{stage: s, web: s.cast("web", "online"), result: lab.Story{Scenario: y.name}}
-	for i := range y.hogs {
-		o.hogs = append(o.hogs, s.cast("hog"+string(rune('a'+i)), "offline"))
-	}
+	o := s.castHogs(y.name, len(y.hogs))
 	if y.set != nil {
 		y.set(s)
 	}
-	r := &o.result
-	o.web.start(t, "service", "-profile", y.service)
-	o.watch()
-	w := o.online
+	o.open(y.service)
+	r, w := &o.result, o.online
 	begin := func() time.Time {
 		for i, h := range o.hogs {
 			h.start(t, append([]string{"hog"}, y.hogs[i]...)...)
@@ -106,9 +69,7 @@ func (y *story) tell(t *testing.T) *told {
 	r.CPIUnprotected = w.cpi(start.Add(time.Second), time.Now())
 	r.OfflineFreeMBps = o.moved(start.Add(time.Second), time.Now())
 	_, r.PacedUnprotected = o.web.p95(int(length(1, 6)))
-	for _, h := range o.hogs {
-		h.stop()
-	}
+	o.stopHogs()
 
 	// With the daemon.
 	s.run()
@@ -326,36 +287,25 @@ func TestRigKilled(t *testing.T) {
 // TestRigLongVaryingLoad: hogs that come and go for two minutes.
 func TestRigLongVaryingLoad(t *testing.T) {
 	s := newStage(t)
-	web := s.cast("web", "online")
-	var hogs []*actor
-	for i := range 3 {
-		hogs = append(hogs, s.cast("hog"+strconv.Itoa(i), "offline"))
-	}
-	web.start(t, "service", "-profile", cached)
-	w := watchCPI(t, web.group)
+	o := s.castHogs("varying", 3)
+	o.open(cached)
 	s.run()
 	s.learned()
-	now := time.Now()
+	r, w, now := &o.result, o.online, time.Now()
 	quiet := now.Add(-length(3*time.Second, 5*time.Second))
 	alone := w.cpi(quiet, now)
-	r := lab.Story{Scenario: "varying", CPIAlone: alone, CPIBeside: alone, TimeOverAlone: w.beyond(quiet, now, 1.1*alone)}
-	var offline []*watcher
-	for _, h := range hogs {
-		offline = append(offline, watchTraffic(t, h.group))
-	}
-	for i, h := range hogs {
+	r.CPIAlone, r.CPIBeside, r.TimeOverAlone = alone, alone, w.beyond(quiet, now, 1.1*alone)
+	for i, h := range o.hogs {
 		h.start(t, "hog", "-phases", fmt.Sprintf("%s@%ds idle@%ds", greedy, 3+i, 4+i))
 	}
 	start := time.Now()
 	time.Sleep(2 * time.Minute)
-	r.CPIAgent = w.cpi(start, time.Now())
-	took, over := w.recovered(start, time.Now(), 1.1*alone)
+	end := time.Now()
+	took, over := w.recovered(start, end, 1.1*alone)
 	r.TimeOverObjective, r.RecoveryMS = over, float64(took.Milliseconds())
-	for _, x := range offline {
-		r.OfflineMBps += x.mbps(start, time.Now())
-	}
-	reportStory(t, &r)
-	t.Logf("%+v", r)
+	r.CPIAgent, r.OfflineMBps = w.cpi(start, end), o.moved(start, end)
+	reportStory(t, r)
+	t.Logf("%+v", *r)
 	s.logNotes()
 	s.end()
 }

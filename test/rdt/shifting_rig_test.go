@@ -17,12 +17,8 @@ const shift = 30 * time.Second
 func TestRigLongShifting(t *testing.T) {
 	s := newStage(t)
 	s.setPolicy("  rdt: {bandwidth: {totalMBps: 20000}}\n")
-	o := &told{stage: s, web: s.cast("web", "online"), result: lab.Story{Scenario: "shifting"}}
-	for _, name := range []string{"hoga", "hogb", "hogc"} {
-		o.hogs = append(o.hogs, s.cast(name, "offline"))
-	}
-	o.web.start(t, "service", "-profile", missing)
-	o.watch()
+	o := s.castHogs("shifting", 3)
+	o.open(missing)
 	s.run()
 	s.learned()
 	r, now := &o.result, time.Now()
@@ -44,9 +40,7 @@ func TestRigLongShifting(t *testing.T) {
 	o.end()
 
 	// A static split has no memory, so it is enough to see it in each part for a while.
-	for _, h := range o.hogs {
-		h.stop()
-	}
+	o.stopHogs()
 	o.hogs[0].start(t, "hog", "-profile", flood)
 	x := o.divide()
 	tried := []lab.Split{}
