@@ -3,7 +3,6 @@ package control
 import (
 	"github.com/qos-agent/qos-agent/internal/judge"
 	"github.com/qos-agent/qos-agent/internal/policy"
-	"github.com/qos-agent/qos-agent/internal/signal"
 )
 
 // The cache: ways of the last-level cache that an offline pod may fill. After Heracles (Lo et al., ISCA 2015), which grows the best-effort
@@ -12,10 +11,11 @@ import (
 
 // division is how policy and machine divide the ways of a cache.
 type division struct {
-	all     int // that pods may fill
-	offline int // of these, offline pods
-	alone   int // of these, no others
-	floor   int // that an offline pod keeps
+	all     int    // that pods may fill
+	offline int    // of these, offline pods
+	alone   int    // of these, no others
+	floor   int    // that an offline pod keeps, 1 at least
+	misfit  string // why nothing of what the policy says of ways holds on this machine; "": it holds
 }
 
 // divide gives nothing to anybody where what the policy says does not fit the machine.
@@ -25,9 +25,9 @@ func divide(in *Input) division {
 	if c.Ways|c.OnlineWays|c.OfflineWays == 0 {
 		return d
 	}
-	m := hardware(r)
-	if _, bad := c.Misfit(&m); bad {
-		return division{floor: d.floor}
+	m := policy.Machine{Ways: policy.FullWays(r.Ways), MinWays: r.MinWays, Sparse: r.SparseMasks, CLOSIDs: r.CLOSIDs}
+	if misfit, bad := c.Misfit(&m); bad {
+		return division{floor: d.floor, misfit: misfit.Error()}
 	}
 	all := c.All(m.Ways)
 	d.all, d.offline, d.alone = all.Len(), (all &^ c.OnlineWays).Len(), c.OfflineWays.Len()
@@ -35,26 +35,16 @@ func divide(in *Input) division {
 	return d
 }
 
-// hardware is what a policy can ask of a node.
-func hardware(r *signal.RDT) policy.Machine {
-	return policy.Machine{Ways: policy.FullWays(r.Ways), MinWays: r.MinWays, Sparse: r.SparseMasks, CLOSIDs: r.CLOSIDs}
-}
-
-// floorWays is the least number of ways that a pod keeps.
-func floorWays(in *Input) int { return divide(in).floor }
-
-// fitWays is a number of ways inside the floor; all of them is no limit.
-func fitWays(in *Input, n int) int {
-	d := divide(in)
+// fit is a number of ways inside the floor; all of them is no limit.
+func (d *division) fit(n int) int {
 	if n = max(n, d.floor); n >= d.offline {
 		return 0
 	}
 	return n
 }
 
-// lowerWays is the next step down from now: CutPercent of the ways, or as many as the victim held while it was well, if that is more.
-func lowerWays(in *Input, now int, victim *judge.CPIEvidence) int {
-	d := divide(in)
+// lower is the next step down from now: CutPercent of the ways, or as many as the victim held while it was well, if that is more.
+func (d *division) lower(in *Input, now int, victim *judge.CPIEvidence) int {
 	if now == 0 {
 		now = d.offline
 	}
@@ -62,7 +52,7 @@ func lowerWays(in *Input, now int, victim *judge.CPIEvidence) int {
 	if need := needWays(in, victim); need > 0 {
 		to = min(to, d.all-need)
 	}
-	return fitWays(in, to)
+	return d.fit(to)
 }
 
 // needWays is how many ways hold what the victim's pod held while it was well; 0: not known.

@@ -7,6 +7,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/qos-agent/qos-agent/internal/judge"
 	"github.com/qos-agent/qos-agent/internal/policy"
 	"github.com/qos-agent/qos-agent/internal/signal"
 	"github.com/qos-agent/qos-agent/pkg/cpuset"
@@ -132,4 +133,62 @@ func TestNotesReadWell(t *testing.T) {
 			t.Errorf("%q lacks %q", all, part)
 		}
 	}
+}
+
+// TestTheDivisionFollowsPolicyAndMachine: what is kept from step to step is what policy and machine say now, whatever they said before.
+func TestTheDivisionFollowsPolicyAndMachine(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var c RDT
+		spec, snap := policy.Default().Spec, signal.Snapshot{Node: signal.Node{
+			Caps: signal.Capabilities{CacheAllocation: true, BandwidthAllocation: true},
+			RDT:  signal.RDT{Ways: 11, MinWays: 1, CLOSIDs: 4, MB: signal.MBUnits{Unit: signal.MBPercent, Min: 10, Gran: 10, Max: 100}},
+		}}
+		spec.RDT.Cache.OfflineWays = policy.Ways(rapid.SampledFrom([]uint64{0, 3, 5}).Draw(t, "offlineWays"))
+		in := &Input{View: &judge.View{Snapshot: &snap, Spec: &spec}}
+		c.agree(in)
+		for range rapid.IntRange(1, 20).Draw(t, "steps") {
+			s, r, caps := &spec.RDT, &snap.Node.RDT, &snap.Node.Caps
+			few := func(name string) int { return rapid.IntRange(0, 12).Draw(t, name) }
+			set := func(name string) policy.Ways {
+				return policy.Ways(rapid.SampledFrom([]uint64{0, 3, 5, 0x7ff, 0x780, 0xfff}).Draw(t, name))
+			}
+			switch rapid.IntRange(0, 14).Draw(t, "field") {
+			case 0:
+				s.Cache.Enabled = !s.Cache.Enabled
+			case 1:
+				s.Cache.Ways = set("ways")
+			case 2:
+				s.Cache.OnlineWays = set("onlineWays")
+			case 3:
+				s.Cache.OfflineWays = set("offlineWays")
+			case 4:
+				s.Cache.FloorWays = few("floorWays")
+			case 5:
+				s.Bandwidth.Enabled = !s.Bandwidth.Enabled
+			case 6:
+				s.Bandwidth.FloorPercent = few("floorPercent") * 10
+			case 7:
+				caps.CacheAllocation = !caps.CacheAllocation
+			case 8:
+				caps.BandwidthAllocation = !caps.BandwidthAllocation
+			case 9:
+				r.Ways = few("of the machine")
+			case 10:
+				r.MinWays = few("least of the machine")
+			case 11:
+				r.SparseMasks = !r.SparseMasks
+			case 12:
+				r.CLOSIDs = few("classes")
+			case 13:
+				r.MB.Unit = rapid.SampledFrom([]signal.MBUnit{signal.MBNone, signal.MBPercent, signal.MBMiBps}).Draw(t, "unit")
+			case 14:
+				r.MB.Min = few("least limit") * 10
+			}
+			c.agree(in)
+			d := divide(in)
+			if c.division != d || c.why != obstacles(in, &d) {
+				t.Fatalf("kept %+v %q, want %+v %q", c.division, c.why, d, obstacles(in, &d))
+			}
+		}
+	})
 }

@@ -44,9 +44,24 @@ type RDT struct {
 	settled bool // limits and owned ways are what they were when Shares was last called
 	caps    signal.Capabilities
 
+	terms    terms             // of this step
+	division division          // by these terms
+	why      [resources]string // likewise, what stands against cutting a resource; "": nothing
+	said     [resources]string // of these, what was said last
+
 	notes []Note
 	pleas []Plea
-	said  [resources]string // why a resource cannot be cut here, as was said last
+}
+
+// terms are all on which it depends what can be cut, and how far.
+type terms struct {
+	cache     policy.CacheControl
+	bandwidth policy.BandwidthControl
+
+	ways, minWays, closids int
+	sparse                 bool
+	mb                     signal.MBUnits
+	allocates              [resources]bool // the node's capabilities
 }
 
 // resource is what is cut.
@@ -157,6 +172,7 @@ func (c *RDT) Step(in *Input) {
 	if !in.tick() {
 		return
 	}
+	c.agree(in)
 	c.explain(in)
 	if c.active {
 		c.refit(in)
@@ -260,32 +276,38 @@ func (c *RDT) sync(in *Input) {
 	}
 }
 
+// agree works out what policy and machine allow, if that is not known yet or one of them has changed.
+func (c *RDT) agree(in *Input) {
+	s, r, caps := &in.Spec.RDT, &in.Node.RDT, &in.Node.Caps
+	t := terms{cache: s.Cache, bandwidth: s.Bandwidth, ways: r.Ways, minWays: r.MinWays, closids: r.CLOSIDs, sparse: r.SparseMasks, mb: r.MB}
+	t.allocates[ways], t.allocates[bandwidth] = caps.CacheAllocation, caps.BandwidthAllocation
+	if c.division.floor > 0 && t == c.terms {
+		return
+	}
+	c.terms, c.division = t, divide(in)
+	c.why = obstacles(in, &c.division)
+}
+
 // able reports whether a resource can be cut here and now.
-func (r resource) able(in *Input) bool {
+func (c *RDT) able(in *Input, r resource) bool {
 	switch r {
 	case ways:
-		d := divide(in)
-		return in.Spec.RDT.Cache.Enabled && in.Node.Caps.CacheAllocation && d.offline > d.floor
+		return in.Spec.RDT.Cache.Enabled && in.Node.Caps.CacheAllocation && c.division.offline > c.division.floor
 	case bandwidth:
 		return in.Spec.RDT.Bandwidth.Enabled && in.Node.Caps.BandwidthAllocation && floorMB(in) < fullMB
 	}
 	return false
 }
 
-// explain says once why a controller that the policy wants has nothing to do on this node.
-func (c *RDT) explain(in *Input) {
-	if !in.Node.Caps.Perf {
-		return // nobody is judged on these axes: the node's capabilities say so
-	}
+// obstacles is why a controller that the policy wants has nothing to do on this node, or not all that it is told.
+func obstacles(in *Input, d *division) (why [resources]string) {
 	caps, s, r := &in.Node.Caps, &in.Spec.RDT, &in.Node.RDT
-	var why [resources]string
-	d, m := divide(in), hardware(r)
-	switch misfit, bad := s.Cache.Misfit(&m); {
+	switch {
 	case !s.Cache.Enabled:
 	case !caps.CacheAllocation:
 		why[ways] = "off: the node cannot partition the cache"
-	case bad:
-		why[ways] = "off: " + misfit.Error()
+	case d.misfit != "":
+		why[ways] = "off: " + d.misfit
 	case d.offline <= d.alone:
 		why[ways] = fmt.Sprintf("off: offlineWays %v is all that offline pods may fill", s.Cache.OfflineWays)
 	case d.offline < r.Ways && d.offline <= d.floor:
@@ -302,7 +324,15 @@ func (c *RDT) explain(in *Input) {
 	case r.MB.Unit == signal.MBPercent && s.Bandwidth.FloorPercent < r.MB.Min:
 		why[bandwidth] = fmt.Sprintf("floorPercent %d is below the machine's least limit: %d holds", s.Bandwidth.FloorPercent, r.MB.Min)
 	}
-	for res, text := range why {
+	return why
+}
+
+// explain says once why a controller that the policy wants has nothing to do on this node.
+func (c *RDT) explain(in *Input) {
+	if !in.Node.Caps.Perf {
+		return // nobody is judged on these axes: the node's capabilities say so
+	}
+	for res, text := range c.why {
 		if text == c.said[res] {
 			continue
 		}
@@ -323,8 +353,8 @@ func (c *RDT) refit(in *Input) {
 			if n == 0 {
 				continue
 			}
-			to := r.fit(in, n)
-			if !r.able(in) {
+			to := c.fit(in, r, n)
+			if !c.able(in, r) {
 				to = 0
 			}
 			if to != n {
@@ -336,9 +366,9 @@ func (c *RDT) refit(in *Input) {
 }
 
 // fit is a limit inside the floor and the machine's steps; one that limits nothing is 0.
-func (r resource) fit(in *Input, n int) int {
+func (c *RDT) fit(in *Input, r resource, n int) int {
 	if r == ways {
-		return fitWays(in, n)
+		return c.division.fit(n)
 	}
 	return fitMB(in, n)
 }
@@ -562,7 +592,7 @@ func (c *RDT) cut(in *Input, p *sharer, v *judge.Verdict, s judge.Share) outcome
 		if in.Now < pr.until[r] || r != cores && in.Now < p.barred {
 			continue
 		}
-		if pr.trial.open && pr.trial.resource != r && r.left(in, p) {
+		if pr.trial.open && pr.trial.resource != r && c.left(in, p, r) {
 			return waiting // see first what the other one does
 		}
 		if r == cores {
@@ -585,7 +615,7 @@ func (c *RDT) cut(in *Input, p *sharer, v *judge.Verdict, s judge.Share) outcome
 			rule = RuleJointCut
 		}
 		if good := p.limit[r].good; rule != RuleRegrowUndo && pr.belief > beliefStart && good.compare(amount(to)) < 0 {
-			to = r.fit(in, int(good)) // where this ended the last time
+			to = c.fit(in, r, int(good)) // where this ended the last time
 		}
 		p.traffic = max(p.traffic, s.MBps)
 		pr.open(in, r, p.limit[r].n, p.limit[r].where, v)
@@ -626,23 +656,23 @@ func orderOf(axis judge.Axis) []resource {
 }
 
 // left reports whether there is anything left to take from a pod in a resource.
-func (r resource) left(in *Input, p *sharer) bool {
+func (c *RDT) left(in *Input, p *sharer, r resource) bool {
 	if r == cores {
 		return true
 	}
 	n := p.limit[r].n
-	return r.able(in) && (n == 0 || n > r.fit(in, 1))
+	return c.able(in, r) && (n == 0 || n > c.fit(in, r, 1))
 }
 
 // down is the next lower limit; 0: there is none.
 func (c *RDT) down(in *Input, p *sharer, r resource, v *judge.Verdict) int {
-	if !r.able(in) {
+	if !c.able(in, r) {
 		return 0
 	}
 	now := p.limit[r].n
-	to := r.lower(in, now, v)
+	to := c.lower(in, r, now, v)
 	if severe(&v.CPI) && to != 0 {
-		to = r.lower(in, to, v)
+		to = c.lower(in, r, to, v)
 	}
 	if to == 0 || now != 0 && to >= now {
 		return 0
@@ -660,9 +690,9 @@ func severe(ev *judge.CPIEvidence) bool {
 const severeHarm = 4
 
 // lower is the next lower limit from now (0: none).
-func (r resource) lower(in *Input, now int, v *judge.Verdict) int {
+func (c *RDT) lower(in *Input, r resource, now int, v *judge.Verdict) int {
 	if r == ways {
-		return lowerWays(in, now, &v.CPI)
+		return c.division.lower(in, now, &v.CPI)
 	}
 	return lowerMB(in, now)
 }
@@ -896,7 +926,7 @@ func (c *RDT) regrow(in *Input) {
 			if in.Now-l.ascent.at < every || in.Now-p.limit[1-r].ascent.at < every {
 				break
 			}
-			to := r.up(in, l.n)
+			to := c.up(in, r, l.n)
 			if l.ascent.avoids(in.Now, amount(to)) {
 				continue
 			}
@@ -914,9 +944,9 @@ func (c *RDT) regrow(in *Input) {
 	}
 }
 
-func (r resource) up(in *Input, n int) int {
+func (c *RDT) up(in *Input, r resource, n int) int {
 	if r == ways {
-		return fitWays(in, n+1)
+		return c.division.fit(n + 1)
 	}
 	return fitMB(in, n+max(1, in.Spec.RDT.Bandwidth.GrowPercent))
 }

@@ -201,7 +201,7 @@ func (c *RDT) pushOn(in *Input, w *ward) {
 		if in.Now < w.push.pause && !p.limit[r].ascent.grown {
 			continue // that did not help the last time; but what it has grown into since is another matter
 		}
-		if r.left(in, p) && (most == nil || p.limit[r].n > most.limit[r].n) {
+		if c.left(in, p, r) && (most == nil || p.limit[r].n > most.limit[r].n) {
 			most = p
 		}
 	}
@@ -214,7 +214,7 @@ func (c *RDT) pushOn(in *Input, w *ward) {
 	case l.ascent.grown:
 		to = int(l.ascent.before)
 	case r == ways:
-		to = fitWays(in, l.n-1)
+		to = c.division.fit(l.n - 1)
 	}
 	if to == 0 || to >= l.n {
 		return
@@ -283,7 +283,7 @@ func (c *RDT) spent(in *Input, w *ward) (spent, trial bool) {
 		if p == nil || p.idle || p.proven(in.PodID[w.pod]) == nil {
 			continue
 		}
-		if n := p.limit[ways].n; n == 0 || n > floorWays(in) {
+		if n := p.limit[ways].n; n == 0 || n > c.division.floor {
 			return false, false
 		}
 		spent, trial = true, trial || p.onTrial()
@@ -314,7 +314,7 @@ func (c *RDT) protected(in *Input, v *judge.Verdict, named []judge.Share) bool {
 		return !w.seen // see first what they do
 	}
 	for _, s := range named {
-		if p := c.pods[s.Pod]; p != nil && p.limit[ways].n != floorWays(in) {
+		if p := c.pods[s.Pod]; p != nil && p.limit[ways].n != c.division.floor {
 			return false
 		}
 	}
@@ -367,10 +367,10 @@ func (c *RDT) own(in *Input, w *ward) {
 // room is how many ways of its own a pod can have: as many as it held while it was well, or none (0). With fewer it would be worse off than with
 // a part of all. Others live here, too: a quarter of all ways is nobody's own.
 func (c *RDT) room(in *Input, w *ward) int {
-	if !in.Spec.RDT.Cache.OnlineOwn || !ways.able(in) {
+	if !in.Spec.RDT.Cache.OnlineOwn || !c.able(in, ways) {
 		return 0
 	}
-	d := divide(in)
+	d := &c.division
 	n, left := ceilWays(in, w.held), d.all-max(d.floor, ceil(d.all, 4)+d.alone)
 	for _, o := range c.wards {
 		if o != nil {
@@ -394,7 +394,7 @@ func (c *RDT) protect(in *Input) {
 		}
 		age := in.Now - w.at
 		switch {
-		case !in.Spec.RDT.Cache.OnlineOwn || !ways.able(in):
+		case !in.Spec.RDT.Cache.OnlineOwn || !c.able(in, ways):
 			c.disown(in, w, RulePolicy, "policy or machine changed")
 		case w.unmet.on: // they are not there yet
 		case !w.seen && age >= 2*in.Spec.RDT.Verify.After.D() && in.Now-w.need < in.Spec.RDT.Cooldown.D():

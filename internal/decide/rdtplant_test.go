@@ -854,20 +854,31 @@ func TestNoLimitLeavesItsBounds(t *testing.T) {
 }
 
 func TestSteadyStateDoesNotAllocate(t *testing.T) {
-	m := newMemory(t, 1, server("a"), stream("b"), hog("h1").stopped(), hog("h2").stopped())
-	m.run(30 * time.Second)
-	var pol Policy = m.pol
-	n := testing.AllocsPerRun(100, func() {
-		m.now += m.tick
-		m.snap.Now, m.snap.PodsGen = m.now, 7
-		for i := range m.snap.Containers {
-			c := &m.snap.Containers[i]
-			c.Perf.At, c.RDT.At, c.Wait.At, c.CPU.At = m.now, m.now, m.now, m.now
-		}
-		m.brain.Step(&m.snap, pol)
-	})
-	if n > 0 {
-		t.Errorf("%v allocations a step", n)
+	for name, set := range map[string]func(*policy.Spec){
+		"the default": func(*policy.Spec) {},
+		"named ways":  func(s *policy.Spec) { s.RDT.Cache.OnlineWays = 3 },
+		"a policy that does not fit the machine": func(s *policy.Spec) {
+			s.RDT.Cache.Ways, s.RDT.Bandwidth.FloorPercent = policy.FullWays(13), 5
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newMemory(t, 1, server("a"), stream("b"), hog("h1").stopped(), hog("h2").stopped())
+			set(m.pol.spec)
+			m.run(30 * time.Second)
+			var pol Policy = m.pol
+			n := testing.AllocsPerRun(100, func() {
+				m.now += m.tick
+				m.snap.Now, m.snap.PodsGen = m.now, 7
+				for i := range m.snap.Containers {
+					c := &m.snap.Containers[i]
+					c.Perf.At, c.RDT.At, c.Wait.At, c.CPU.At = m.now, m.now, m.now, m.now
+				}
+				m.brain.Step(&m.snap, pol)
+			})
+			if n > 0 {
+				t.Errorf("%v allocations a step", n)
+			}
+		})
 	}
 }
 
