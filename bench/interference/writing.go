@@ -66,12 +66,11 @@ func (r *rig) waysOfWriting(ctx context.Context, s *online.Service, l level) (ro
 
 func (r *rig) way(ctx context.Context, s *online.Service, l level, w way) (_ *causesRow, err error) {
 	if w.workers != "" {
-		const file = "/sys/devices/virtual/workqueue/cpumask"
-		before, readErr := os.ReadFile(file)
-		if err := errors.Join(readErr, os.WriteFile(file, []byte(w.workers), 0)); err != nil {
+		undo, err := r.Change("/sys/devices/virtual/workqueue/cpumask", w.workers, os.Stderr)
+		if err != nil {
 			return nil, err
 		}
-		defer func() { err = errors.Join(err, os.WriteFile(file, before, 0)) }()
+		defer func() { err = errors.Join(err, undo()) }()
 	}
 	return r.causes(ctx, s, l, cell{w.offline, protection{name: theAgent, agent: true, fixed: w.fixed}})
 }

@@ -37,10 +37,11 @@ type Lab struct {
 	lock *os.File
 }
 
-// Open takes the lock, clears up after benches that were killed, and makes the directory and the top group.
-func Open() (*Lab, error) { return open(lockFile) }
+// Open takes the lock, clears up after benches that were killed, and makes the directory and the top group. What a killed bench had changed of the
+// machine's settings it puts back, and says so on stderr.
+func Open() (*Lab, error) { return open(lockFile, settingFile) }
 
-func open(lock string) (_ *Lab, err error) {
+func open(lock, record string) (_ *Lab, err error) {
 	if os.Getuid() != 0 {
 		return nil, errors.New("needs root: makes control groups and loads BPF programs")
 	}
@@ -52,6 +53,13 @@ func open(lock string) (_ *Lab, err error) {
 	}()
 	if l.lock, err = takeLock(lock); err != nil {
 		return l, err
+	}
+	s, err := putBack(record)
+	if err != nil {
+		return l, err
+	}
+	if s.File != "" {
+		fmt.Fprintf(os.Stderr, "put back %s, which a bench that was killed had changed: %s\n", s.File, s.Was)
 	}
 	if l.H, err = cgroup.Detect("/sys/fs/cgroup"); err != nil {
 		return l, err

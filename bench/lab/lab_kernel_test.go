@@ -21,7 +21,7 @@ func testLab(t *testing.T) (*Lab, string) {
 		t.Skip("needs root: makes control groups")
 	}
 	lock := filepath.Join(t.TempDir(), "lock")
-	l, err := open(lock)
+	l, err := open(lock, lock+".setting")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -31,7 +31,7 @@ func testLab(t *testing.T) (*Lab, string) {
 func TestTwoBenchesRefuse(t *testing.T) {
 	l, lock := testLab(t)
 	defer l.Close()
-	second, err := open(lock)
+	second, err := open(lock, lock+".setting")
 	if err == nil {
 		second.Close()
 		t.Fatal("two benches at once")
