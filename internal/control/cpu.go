@@ -57,9 +57,8 @@ type CPU struct {
 
 	suffering time.Duration // when somebody online was last in trouble that others may have made
 	unknown   time.Duration // when somebody online was last unknown
-	blind     bool          // nothing at all is known of anybody online ...
-	blindFrom time.Duration // ... since then
-	skipped   []string      // what was already said to be impossible
+	blind     blindness
+	skipped   []string // what was already said to be impossible
 
 	trials int      // how many are open
 	spare  []*trial // for use again
@@ -530,21 +529,14 @@ func (c *CPU) survey(in *Input) {
 			continue
 		}
 		c.suffering, c.contended = in.Now, c.contended || v.Level == judge.Violated && v.Reason == judge.Contention
-		for k, s := range v.Shares {
-			if k >= v.Named && s.Permille < noticeable {
-				break
-			}
+		for _, s := range concerned(v) {
 			if p := c.pods[s.Pod]; p != nil {
 				p.named = in.Now
 			}
 		}
 	}
 
-	blind := !in.Node.Caps.RunQueue || judged > 0 && known == 0
-	if blind && !c.blind {
-		c.blindFrom = in.Now
-	}
-	c.blind = blind
+	c.blind.see(in.Now, !in.Node.Caps.RunQueue || judged > 0 && known == 0)
 }
 
 // unsettling reports whether an unknown container is a reason to give nothing back: a new one that has not been read yet is not, and
@@ -585,10 +577,7 @@ func (c *CPU) weigh(in *Input, v *judge.Verdict) {
 		return
 	}
 	k.rule = RuleWidenCut
-	for _, s := range v.Shares[v.Named:] {
-		if s.Permille < noticeable {
-			break
-		}
+	for _, s := range concerned(v)[v.Named:] {
 		if p := c.pods[s.Pod]; p != nil {
 			k.permille = s.Permille
 			c.cut(in, p, k)
@@ -853,7 +842,7 @@ func (c *CPU) regrow(in *Input) {
 // release takes everything back to the posture when nothing has been known of anybody for too long: a cut that cannot be justified
 // any more is not to stand.
 func (c *CPU) release(in *Input) {
-	if !c.blind || in.Now-c.blindFrom < in.Spec.Safety.ReleaseAfter.D() {
+	if !c.blind.tooLong(in) {
 		return
 	}
 	for _, p := range c.pods {

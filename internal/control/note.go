@@ -49,6 +49,33 @@ func (in *Input) cpuVerdicts(yield func(*judge.Verdict) bool) {
 	}
 }
 
+// concerned is who has a part in a victim's trouble: those whom the verdict names, then all others whose share is noticeable.
+func concerned(v *judge.Verdict) []judge.Share {
+	n := v.Named
+	for n < len(v.Shares) && v.Shares[n].Permille >= noticeable {
+		n++
+	}
+	return v.Shares[:n]
+}
+
+// blindness is that nothing at all is known of anybody online.
+type blindness struct {
+	is    bool
+	since time.Duration
+}
+
+func (b *blindness) see(now time.Duration, is bool) {
+	if is && !b.is {
+		b.since = now
+	}
+	b.is = is
+}
+
+// tooLong reports whether it has lasted for as long as cuts may stand that nothing justifies any more.
+func (b *blindness) tooLong(in *Input) bool {
+	return b.is && in.Now-b.since >= in.Spec.Safety.ReleaseAfter.D()
+}
+
 // Rules that lead to a want or a note.
 const (
 	RulePosture    = "posture"     // the standing treatment of offline pods

@@ -32,8 +32,7 @@ type RDT struct {
 
 	suffering time.Duration // when somebody online was last in trouble that others may have made
 	unknown   time.Duration // when somebody online was last unknown
-	blind     bool          // nothing at all is known of anybody online ...
-	blindFrom time.Duration // ... since then
+	blind     blindness
 
 	doubted  bool // somebody's limits were not in force in the last tick
 	violated bool // somebody's CPI is beyond its fence, as of the last survey
@@ -399,10 +398,7 @@ func (c *RDT) survey(in *Input) {
 			continue
 		}
 		c.suffering = in.Now
-		for k, s := range v.Shares {
-			if k >= v.Named && s.Permille < noticeable {
-				break
-			}
+		for _, s := range concerned(v) {
 			if p := c.pods[s.Pod]; p != nil {
 				p.named = in.Now
 			}
@@ -413,11 +409,7 @@ func (c *RDT) survey(in *Input) {
 			}
 		}
 	}
-	blind := !in.Node.Caps.Perf || judged > 0 && known == 0
-	if blind && !c.blind {
-		c.blindFrom = in.Now
-	}
-	c.blind = blind
+	c.blind.see(in.Now, !in.Node.Caps.Perf || judged > 0 && known == 0)
 }
 
 // idlePart of what a pod moved when it was cut is next to nothing.
@@ -481,10 +473,7 @@ func (c *RDT) weigh(in *Input, v *judge.Verdict) {
 		}
 	}
 	if found > 0 && spent == found {
-		for _, s := range v.Shares[v.Named:] {
-			if s.Permille < noticeable {
-				break
-			}
+		for _, s := range concerned(v)[v.Named:] {
 			if p := c.pods[s.Pod]; p != nil && c.cut(in, p, v, s) != exhausted {
 				spent--
 			}
@@ -953,7 +942,7 @@ func (c *RDT) up(in *Input, r resource, n int) int {
 
 // release takes everything back when nothing has been known of anybody for too long.
 func (c *RDT) release(in *Input) {
-	if !c.blind || in.Now-c.blindFrom < in.Spec.Safety.ReleaseAfter.D() {
+	if !c.blind.tooLong(in) {
 		return
 	}
 	for _, p := range c.pods {
