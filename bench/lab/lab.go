@@ -135,10 +135,15 @@ type Machine struct {
 	Date   string `json:"date"`
 }
 
+// Kernel is the release of the one at hand; empty if nobody knows it.
+func Kernel() string {
+	release, _ := os.ReadFile("/proc/sys/kernel/osrelease")
+	return strings.TrimSpace(string(release))
+}
+
 // ThisMachine is the machine at hand, today.
 func ThisMachine() Machine {
-	release, _ := os.ReadFile("/proc/sys/kernel/osrelease") // empty if it cannot be read: then nobody knows the kernel
-	return Machine{Kernel: strings.TrimSpace(string(release)), CPUs: runtime.NumCPU(), Date: time.Now().UTC().Format(time.DateOnly)}
+	return Machine{Kernel: Kernel(), CPUs: runtime.NumCPU(), Date: time.Now().UTC().Format(time.DateOnly)}
 }
 
 // WriteResult writes a result as JSON.

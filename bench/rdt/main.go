@@ -83,14 +83,7 @@ func run(ctx context.Context, out, kernels, match string) error {
 			return err
 		}
 	}
-	text, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
-		return err
-	}
-	if err := os.WriteFile(out, append(text, '\n'), 0o644); err != nil {
+	if err := lab.WriteResult(filepath.Dir(out), filepath.Base(out), r); err != nil {
 		return err
 	}
 	fmt.Println("\nwritten:", out)
@@ -130,20 +123,18 @@ func (r *results) keep(file string) error {
 		return fmt.Errorf("%s: %w", file, err)
 	}
 	r.Passed = r.Passed && old.Passed
-	for _, s := range old.Scenarios {
-		if !slices.ContainsFunc(r.Scenarios, func(n lab.Story) bool { return n.Scenario == s.Scenario && n.Kernel == s.Kernel }) {
-			r.Scenarios = append(r.Scenarios, s)
-		}
-	}
-	for _, c := range old.Costs {
-		if !slices.ContainsFunc(r.Costs, func(n lab.TickCost) bool { return n.Kernel == c.Kernel }) {
-			r.Costs = append(r.Costs, c)
-		}
-	}
-	for _, o := range old.Rounds {
-		if !slices.ContainsFunc(r.Rounds, func(n lab.Rounds) bool { return n.Scenario == o.Scenario && n.Kernel == o.Kernel }) {
-			r.Rounds = append(r.Rounds, o)
-		}
-	}
+	r.Scenarios = with(r.Scenarios, old.Scenarios, func(a, b lab.Story) bool { return a.Scenario == b.Scenario && a.Kernel == b.Kernel })
+	r.Costs = with(r.Costs, old.Costs, func(a, b lab.TickCost) bool { return a.Kernel == b.Kernel })
+	r.Rounds = with(r.Rounds, old.Rounds, func(a, b lab.Rounds) bool { return a.Scenario == b.Scenario && a.Kernel == b.Kernel })
 	return nil
+}
+
+// with is what there is now, and of what there was all that is of something else.
+func with[T any](now, old []T, same func(a, b T) bool) []T {
+	for _, o := range old {
+		if !slices.ContainsFunc(now, func(n T) bool { return same(n, o) }) {
+			now = append(now, o)
+		}
+	}
+	return now
 }

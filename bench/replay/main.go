@@ -25,6 +25,7 @@ import (
 	"github.com/alecthomas/kong"
 	"golang.org/x/sys/unix"
 
+	"github.com/qos-agent/qos-agent/bench/lab"
 	"github.com/qos-agent/qos-agent/bench/load"
 	"github.com/qos-agent/qos-agent/internal/decide"
 	"github.com/qos-agent/qos-agent/internal/policy"
@@ -134,7 +135,7 @@ func (c *runCmd) Run(ctx context.Context) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	r := result{Kernel: kernel(), CPUs: numCPU(), Date: time.Now().Format(time.DateOnly), Containers: c.Containers, TickMS: 100, Minutes: c.Length.Minutes()}
+	r := result{Kernel: lab.Kernel(), CPUs: numCPU(), Date: time.Now().Format(time.DateOnly), Containers: c.Containers, TickMS: 100, Minutes: c.Length.Minutes()}
 
 	main := filepath.Join(dir, "ordinary")
 	bytes, percent, err := c.record(main, tracetest.Options{}, c.Length)
@@ -408,13 +409,7 @@ func merge(file string, r result) error {
 	if err := json.Unmarshal(ours, &all); err != nil {
 		return err
 	}
-	if text, err = json.MarshalIndent(all, "", "  "); err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
-		return err
-	}
-	return os.WriteFile(file, append(text, '\n'), 0o644)
+	return lab.WriteResult(filepath.Dir(file), filepath.Base(file), all)
 }
 
 func cpuTime() time.Duration {
@@ -438,11 +433,6 @@ func peakRSS() (float64, error) {
 		}
 	}
 	return 0, errors.New("/proc/self/status has no VmHWM")
-}
-
-func kernel() string {
-	text, _ := os.ReadFile("/proc/sys/kernel/osrelease") // for people only
-	return strings.TrimSpace(string(text))
 }
 
 func numCPU() int {

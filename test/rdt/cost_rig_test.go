@@ -56,7 +56,7 @@ func TestRigLongTickCost(t *testing.T) {
 		without = append(without, run(false))
 		with = append(with, run(true))
 	}
-	c := lab.TickCost{Kernel: release(), Containers: costContainers, Rounds: rounds, With: medians(with), Without: medians(without)}
+	c := lab.TickCost{Kernel: lab.Kernel(), Containers: costContainers, Rounds: rounds, With: medians(with), Without: medians(without)}
 	c.Ratio, c.CPURatio = c.With.TickMS/c.Without.TickMS, c.With.CPUMS/c.Without.CPUMS
 	for i := range with {
 		r := with[i].TickMS / without[i].TickMS

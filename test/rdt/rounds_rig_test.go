@@ -46,7 +46,7 @@ func byTurns(t *testing.T, name, service, load string, splits []lab.Split) {
 	o.open(service)
 	s.run()
 	s.learned()
-	r := &lab.Rounds{Scenario: name, Kernel: release()}
+	r := &lab.Rounds{Scenario: name, Kernel: lab.Kernel()}
 	r.CPIAlone = round(o.online.cpi(time.Now().Add(-2*time.Second), time.Now()), 3)
 	o.startHogs(load)
 	holds := map[lab.Held]int{}

@@ -268,6 +268,9 @@ func (s *stage) everCut(a *actor) bool {
 	return false
 }
 
+// anyCut reports whether a decision has ever cut any of the hogs.
+func (o *told) anyCut() bool { return slices.ContainsFunc(o.hogs, o.everCut) }
+
 // logNotes shows what the daemon decided.
 func (s *stage) logNotes() {
 	s.t.Helper()
@@ -316,7 +319,7 @@ func (s *stage) actorNamed(name string) *actor {
 // reportStory puts the figures of a story where bench/rdt finds them.
 func reportStory(t *testing.T, s *lab.Story) {
 	t.Helper()
-	s.Kernel = release()
+	s.Kernel = lab.Kernel()
 	report(t, lab.StoryLine{Story: s})
 }
 
@@ -326,12 +329,6 @@ func report(t *testing.T, line lab.StoryLine) {
 	if err := line.Print(os.Stdout); err != nil {
 		t.Error(err)
 	}
-}
-
-// release is the kernel's.
-func release() string {
-	text, _ := os.ReadFile("/proc/sys/kernel/osrelease")
-	return strings.TrimSpace(string(text))
 }
 
 // p95 is the median of the 95th percentiles that a service told of its last seconds, ms: as the clock has it, and at the pace at which
