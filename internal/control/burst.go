@@ -1,6 +1,7 @@
 package control
 
 import (
+	"maps"
 	"time"
 
 	"github.com/qos-agent/qos-agent/internal/knob"
@@ -109,11 +110,7 @@ func (b *Burst) sync(in *Input) {
 		}
 		b.at = append(b.at, t)
 	}
-	for id, t := range b.byID {
-		if t.container < 0 {
-			delete(b.byID, id)
-		}
-	}
+	maps.DeleteFunc(b.byID, func(_ uint32, t *bursting) bool { return t.container < 0 })
 }
 
 func (b *Burst) note(in *Input, i int, rule, text string) {

@@ -2,6 +2,7 @@ package control
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -263,16 +264,8 @@ func (c *RDT) sync(in *Input) {
 		}
 		c.wards = append(c.wards, w)
 	}
-	for id, p := range c.byID {
-		if p.pod < 0 {
-			delete(c.byID, id)
-		}
-	}
-	for id, w := range c.watch {
-		if w.pod < 0 {
-			delete(c.watch, id)
-		}
-	}
+	maps.DeleteFunc(c.byID, func(_ uint32, p *sharer) bool { return p.pod < 0 })
+	maps.DeleteFunc(c.watch, func(_ uint32, w *ward) bool { return w.pod < 0 })
 }
 
 // agree works out what policy and machine allow, if that is not known yet or one of them has changed.
