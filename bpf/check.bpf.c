@@ -35,27 +35,24 @@ int qos_check_attribute(struct qos_check_wait *ctx)
 	struct qos_cpu *c = bpf_map_lookup_elem(&qos_cpus, &cpu);
 	struct qos_quota_key key = { .group = 1, .cpu = 0 };
 	struct qos_quota *k = 0;
-	struct qos_walk w = {
-		.from = ctx->from,
-		.to = ctx->to,
-		.now = ctx->now,
-		.lost = ctx->lost,
-		.sums = 1,
-	};
 
 	if (!c)
 		return 1;
+	struct qos_walk *w = qos_walk_start(c, ctx->from, ctx->to, ctx->lost);
+	w->now = ctx->now;
+	w->sums = 1;
 	if (ctx->quota)
 		k = bpf_map_lookup_elem(&qos_quotas, &key);
 	c->walk++;
-	qos_attribute(c, &w, k, ctx->limbo);
-	ctx->best = w.best;
-	ctx->best_ns = w.best_ns;
+	qos_attribute(c, w, k, ctx->limbo);
+	ctx->best = w->best;
+	ctx->best_ns = w->best_ns;
 	return 0;
 }
 
 struct qos_check_log {
 	u64 slot, now, lost;
+	u64 digest_until;
 };
 
 // qos_check_run notes in the log of CPU 0 that a slot begins to run.
@@ -66,6 +63,7 @@ int qos_check_run(struct qos_check_log *ctx)
 	struct qos_cpu *c = bpf_map_lookup_elem(&qos_cpus, &cpu);
 	if (!c)
 		return 1;
+	c->digest_until = ctx->digest_until;
 	qos_log_run(c, ctx->slot, ctx->now, ctx->lost);
 	return 0;
 }

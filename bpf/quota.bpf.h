@@ -80,6 +80,14 @@ static __always_inline u64 qos_quota_age(struct cfs_rq *q)
 	return rq->clock_task - q->throttled_clock_task;
 }
 
+// qos_quota_new begins to note the throttlings of a group on a CPU. It is a function of its own for the stack's sake.
+__noinline int qos_quota_new(u64 group, u32 cpu, u64 total)
+{
+	struct qos_quota_key key = { .group = group, .cpu = cpu };
+	struct qos_quota fresh = { .total = total };
+	return bpf_map_update_elem(&qos_quotas, &key, &fresh, 0);
+}
+
 // qos_quota_look brings what we know of group g on the CPU up to date. A task of it has waited since queued, or is leaving the
 // CPU now, throttled (queued == now).
 static __always_inline struct qos_quota *qos_quota_look(struct qos_cpu *c, struct qos_group *g, u64 group, u32 cpu,
@@ -93,8 +101,7 @@ static __always_inline struct qos_quota *qos_quota_look(struct qos_cpu *c, struc
 	struct qos_quota *k = bpf_map_lookup_elem(&qos_quotas, &key);
 	if (unlikely(!k || k->total > total)) { // the id may have been another group's
 		// What went before we do not know, unless all of it fits into this wait.
-		struct qos_quota fresh = { .total = total <= now - queued ? 0 : total };
-		bpf_map_update_elem(&qos_quotas, &key, &fresh, 0);
+		qos_quota_new(group, cpu, total <= now - queued ? 0 : total);
 		k = bpf_map_lookup_elem(&qos_quotas, &key);
 		if (!k) {
 			c->quota_lost++;
@@ -129,7 +136,7 @@ static __always_inline struct qos_quota *qos_quota_look(struct qos_cpu *c, struc
 static __always_inline void qos_attribute(struct qos_cpu *c, struct qos_walk *w, struct qos_quota *k, int limbo)
 {
 	if (!k || (QOS_QUOTA_BY_TASK && !limbo)) {
-		qos_walk_log(c, w);
+		qos_walk_back(c, w);
 		return;
 	}
 	u64 from = w->from, until = w->to;
@@ -143,13 +150,13 @@ static __always_inline void qos_attribute(struct qos_cpu *c, struct qos_walk *w,
 		w->from = hi;
 		w->to = until;
 		if (hi < until)
-			qos_walk_log(c, w);
+			qos_walk_back(c, w);
 		until = lo;
 	}
 	w->from = from;
 	w->to = until;
 	if (from < until)
-		qos_walk_log(c, w);
+		qos_walk_back(c, w);
 }
 
 #endif

@@ -270,18 +270,13 @@ static __always_inline void qos_arrive(struct qos_cpu *c, u32 cpu, struct task_s
 	qos_quota_look(c, g, id, cpu, p->se.cfs_rq, queued, now);
 	if (wait < qos_walk_from)
 		return;
-	struct qos_walk w = {
-		.group = id,
-		.from = queued,
-		.to = now + late,
-		.now = now + late,
-		.lost = lost,
-		.pid = p->pid,
-		.cpu = cpu,
-		.row = g->row - 1,
-		.slot = g->slot,
-	};
-	qos_blame_wait(c, g, &was, &w);
+	struct qos_walk *w = qos_walk_start(c, queued, now + late, lost);
+	w->group = id;
+	w->pid = p->pid;
+	w->cpu = cpu;
+	w->row = g->row - 1;
+	w->slot = g->slot;
+	qos_blame_wait(c, g, &was, w);
 }
 
 // qos_depart notes that p, a task of a container, leaves the CPU though it is not going to sleep.
@@ -356,27 +351,22 @@ static __always_inline void qos_blame_leg(struct qos_cpu *c, u32 cpu, struct qos
 		return;
 	struct rq *rq = q->rq;
 	u64 now = rq->clock;
-	struct qos_walk w = {
-		.group = id,
-		.from = now - leg,
-		.to = now,
-		.now = now,
-		.lost = now - rq->clock_task,
-		.cpu = cpu,
-		.row = g->row - 1,
-		.slot = g->slot,
-		.sums = 1,
-	};
+	struct qos_walk *w = qos_walk_start(c, now - leg, now, now - rq->clock_task);
+	w->group = id;
+	w->cpu = cpu;
+	w->row = g->row - 1;
+	w->slot = g->slot;
+	w->sums = 1;
 	struct qos_quota *k = qos_quota_look(c, g, id, cpu, q, now - leg, now);
 	__sync_fetch_and_add(&row->walks, 1);
 	__sync_fetch_and_add(&row->walked_ns, leg);
 	c->walk++;
-	qos_attribute(c, &w, k, t->flags & QOS_TASK_LIMBO);
+	qos_attribute(c, w, k, t->flags & QOS_TASK_LIMBO);
 	t->charged += leg;
-	t->others += w.others;
+	t->others += w->others;
 	t->flags &= ~QOS_TASK_LIMBO;
-	if (w.best_ns > (t->best & QOS_NS_MASK))
-		t->best = (u64)w.best << 48 | (w.best_ns & QOS_NS_MASK);
+	if (w->best_ns > (t->best & QOS_NS_MASK))
+		t->best = (u64)w->best << 48 | (w->best_ns & QOS_NS_MASK);
 }
 
 // A queued task is moved to another CPU. What it has waited so far is in its run_delay by now, and we are under the lock of the

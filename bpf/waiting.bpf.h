@@ -72,7 +72,8 @@ static __always_inline void qos_older(struct rb_node *node, struct qos_waiting *
 	qos_read(w->pid, p, pid);
 }
 
-// qos_look_at takes the oldest wait in a group's queue on a CPU, if it is a victim's and older than bound.
+// qos_look_at takes the oldest wait in a group's queue on a CPU, if it is a victim's and older than bound. If it is long, who runs there
+// will be wanted to know from its beginning to its end: a log of 0.1 s is then not enough.
 __noinline int qos_look_at(struct qos_waiters *all, struct qos_waiting *w, u64 queue, u64 bound)
 {
 	struct cfs_rq *q = (struct cfs_rq *)queue;
@@ -103,7 +104,14 @@ __noinline int qos_look_at(struct qos_waiters *all, struct qos_waiting *w, u64 q
 	qos_older(root, w);
 	qos_older(left, w);
 	qos_older(right, w);
-	if (!w->queued || (s64)(w->now - w->queued) <= (s64)bound)
+	s64 waited = w->queued ? w->now - w->queued : 0;
+	if (waited > QOS_DIGEST_WAIT) {
+		u32 cpu = w->cpu;
+		struct qos_cpu *c = bpf_map_lookup_elem(&qos_cpus, &cpu);
+		if (c)
+			c->digest_until = w->now + QOS_DIGEST_FOR;
+	}
+	if (waited <= (s64)bound)
 		return 0;
 	w->slot = g->slot;
 	u64 n = all->n;

@@ -17,10 +17,10 @@ import (
 	"github.com/qos-agent/qos-agent/pkg/histogram"
 )
 
-// settle ticks until everything has been read at least twice.
+// settle ticks until everything has been read at least twice, and slots that were freed have rested.
 func (w *world) settle() *signal.Snapshot {
 	var s *signal.Snapshot
-	for range 25 {
+	for range slotRest/tick + 5 {
 		s = w.tick(tick)
 	}
 	return s

@@ -9,9 +9,9 @@ import (
 )
 
 const (
-	// slotRest is how long a freed slot lies idle before it is given out again. The kernel's log of switches may name it for as
+	// slotRest is how long a freed slot lies idle before it is given out again. The kernel's log of switches, and its digests, may name it for as
 	// long as a wait lasts that began while its container ran.
-	slotRest = 2 * time.Second
+	slotRest = 5 * time.Second
 	// resetsATick bounds the work of a tick after many containers have ended at once.
 	resetsATick = 8
 )

@@ -157,7 +157,7 @@ func newFamilies() *families {
 		"Runs of the BPF program, by the kernel's BPF statistics; 0 while they are off. qos_watch_look counts itself, and always.", "1 per BPF program", "program")
 	f.lost = f.add(counter, "lost_total",
 		"What the kernel side could not deliver: ring-full (events), suppressed (events of a victim too soon after the one before), "+
-			"short-walk (waits whose beginning the log of switches no longer held: that part is blamed on unknown), "+
+			"short-walk (waits that began before all that is kept of who ran on the CPU: that part is blamed on unknown), "+
 			"bad-stamp (waits whose stamp was wrong), quota-table-full (throttlings that were not noted).",
 		"1 per cause", "cause")
 	f.unmeasured = f.add(gauge, "unmeasured_containers", "Containers whose wait is not measured because every slot is taken.", "1")

@@ -290,7 +290,7 @@ type Latency struct {
 type Lost struct {
 	Events     uint64 `json:"events"`     // the ring buffer was full
 	Suppressed uint64 `json:"suppressed"` // events of a victim that came too soon after the one before
-	ShortWalks uint64 `json:"shortWalks"` // the switch log did not reach back to the start of a wait
+	ShortWalks uint64 `json:"shortWalks"` // nothing that is kept of who ran reached back to the start of a wait
 	BadStamps  uint64 `json:"badStamps"`  // waits dropped because the scheduler's stamp was wrong
 	QuotaLost  uint64 `json:"quotaLost"`  // throttlings that were not noted because their table was full
 	Unmeasured uint64 `json:"unmeasured"` // containers without a slot, now

@@ -57,7 +57,7 @@ const KnobResctrl = "resctrl"
 // Lost is what went missing between kernel and agent since the last step.
 type Lost struct {
 	Events   uint64 // the ring buffer was full
-	LogShort uint64 // the switch log did not reach back to the start of a wait: its rest went to CulpritUnknown
+	LogShort uint64 // neither the switch log nor its digests reached back to the start of a wait: its rest went to CulpritUnknown
 	NoSlot   uint64 // containers that are not measured because every slot is taken (a level, not a delta)
 }
 
@@ -141,7 +141,7 @@ type Bucket struct {
 type Culprit int32
 
 const (
-	CulpritUnknown Culprit = -1 // the switch log did not reach back, or the wait began on another CPU
+	CulpritUnknown Culprit = -1 // nothing that is kept of who ran reached back, or the wait began on another CPU
 	CulpritKernel  Culprit = -2 // kernel threads
 	CulpritIRQ     Culprit = -3 // hard and soft interrupts, where the kernel lets us tell
 	CulpritSystem  Culprit = -4 // processes outside every pod that we know

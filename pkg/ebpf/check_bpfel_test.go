@@ -27,10 +27,11 @@ type checkQosCheckHist struct {
 }
 
 type checkQosCheckLog struct {
-	_    structs.HostLayout
-	Slot uint64
-	Now  uint64
-	Lost uint64
+	_           structs.HostLayout
+	Slot        uint64
+	Now         uint64
+	Lost        uint64
+	DigestUntil uint64
 }
 
 type checkQosCheckWait struct {
@@ -62,12 +63,39 @@ type checkQosCpu struct {
 	ShortWalks       uint64
 	BadStamps        uint64
 	QuotaLost        uint64
+	DigestUntil      uint64
 	Runs             [256]struct {
 		_        structs.HostLayout
 		Start    uint64
 		SlotLost uint64
 	}
-	_ [24]byte
+	Digests [64]checkQosDigest
+	Walking struct {
+		_       structs.HostLayout
+		Group   uint64
+		From    uint64
+		To      uint64
+		Now     uint64
+		Lost    uint64
+		Reached uint64
+		BestNs  uint64
+		Others  uint64
+		Slot    uint32
+		Best    uint32
+		Cpu     uint32
+		Row     uint32
+		Pid     uint32
+		Sums    uint32
+	}
+	_ [56]byte
+}
+
+type checkQosDigest struct {
+	_     structs.HostLayout
+	Start uint64
+	End   uint64
+	Taken uint64
+	Parts [13]uint64
 }
 
 type checkQosQuota struct {

@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"math/bits"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
@@ -17,7 +20,7 @@ import (
 	"github.com/qos-agent/qos-agent/pkg/histogram"
 )
 
-const checkSlots = 16
+const checkSlots = 32
 
 // newCheck loads the programs of bpf/check.bpf.c.
 func newCheck(t testing.TB) *checkObjects {
@@ -95,19 +98,27 @@ func TestHistogramAgreesWithGo(t *testing.T) {
 type run struct {
 	start, lost uint64
 	slot        uint64
+	digest      bool // whether digests were wanted when it began
 }
 
 // span is [from, to).
 type span struct{ from, to uint64 }
 
-// charge is what qos_walk_log does, written for reading: [w.from, w.to) shared out to the runs, the last of which ends at now.
+// charge is what qos_walk_log does, written for reading: [w.from, w.to) shared out to the runs, the last of which ends at now. runs are all
+// that there ever were, whatever the log still has of them.
 func charge(blame *[checkSlots]uint64, runs []run, w span, now, lost uint64) {
 	covered := uint64(0)
-	for i, r := range runs {
-		end, endLost := now, lost
+	endOf := func(i int) (end, endLost uint64) {
 		if i+1 < len(runs) {
-			end, endLost = runs[i+1].start, runs[i+1].lost
+			return runs[i+1].start, runs[i+1].lost
 		}
+		return now, lost
+	}
+	// The log ends where a digest could begin.
+	first := max(0, (len(runs)-int(logEntries)+digestRuns-1)/digestRuns*digestRuns)
+	for i := first; i < len(runs); i++ {
+		r := runs[i]
+		end, endLost := endOf(i)
 		from, to := max(r.start, w.from), min(end, w.to)
 		if from >= to {
 			continue
@@ -121,7 +132,89 @@ func charge(blame *[checkSlots]uint64, runs []run, w span, now, lost uint64) {
 		blame[SlotIRQ] += taken
 		blame[r.slot] += to - from - taken
 	}
+	for g := first/digestRuns - 1; g >= max(0, first/digestRuns-int(digests)) && runs[g*digestRuns+int(logEntries)].digest; g-- {
+		var order []uint64
+		ns := map[uint64]uint64{}
+		taken := uint64(0)
+		for i := g * digestRuns; i < (g+1)*digestRuns; i++ {
+			end, endLost := endOf(i)
+			gone := min(endLost-runs[i].lost, end-runs[i].start)
+			taken += gone
+			if slot := runs[i].slot; slices.Contains(order, slot) || len(order) < digestParts {
+				if !slices.Contains(order, slot) {
+					order = append(order, slot)
+				}
+				ns[slot] += end - runs[i].start - gone
+			}
+		}
+		start := runs[g*digestRuns].start
+		end, _ := endOf((g+1)*digestRuns - 1)
+		from, to := max(start, w.from), min(end, w.to)
+		if from >= to {
+			continue
+		}
+		covered += to - from
+		rest := to - from
+		share, _ := bits.Div64(rest>>32, rest<<32, end-start) // in 2^32ths
+		take := func(slot, ns uint64) {
+			high, low := bits.Mul64(ns, share)
+			ns = high<<32 | low>>32
+			blame[slot] += ns
+			rest -= ns
+		}
+		take(uint64(SlotIRQ), taken)
+		for _, slot := range order {
+			take(slot, ns[slot])
+		}
+		blame[SlotUnknown] += rest
+	}
 	blame[SlotUnknown] += w.to - w.from - covered
+}
+
+// history is what ran on a CPU, until now, and a wait that ends now.
+type history struct {
+	runs      []run
+	now, lost uint64
+	wait      span
+}
+
+// draw has CPU 0 write its log.
+func draw(t *rapid.T, objs *checkObjects) history {
+	now, lost := uint64(1_000_000), uint64(5)
+	var runs []run
+	write := func(ran, gone, slot uint64, digest bool) {
+		now += ran
+		lost += gone
+		ctx := checkQosCheckLog{Slot: slot, Now: now, Lost: lost}
+		if digest {
+			ctx.DigestUntil = now + 1
+		}
+		call(t, objs.QosCheckRun, &ctx)
+		if len(runs) == 0 || runs[len(runs)-1].slot != slot {
+			runs = append(runs, run{now, lost, slot, digest})
+		}
+	}
+	// Long ago, which would take long to draw run by run.
+	rng := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 0))
+	many := rapid.IntRange(1, checkSlots-int(FirstSlot)).Draw(t, "containers")
+	long := rapid.SampledFrom([]int{0, 300, 2000, 5000}).Draw(t, "runs long ago")
+	seldom := rapid.SampledFrom([]uint64{0, 1000, 30}).Draw(t, "no digest one time in")
+	for range long + rapid.IntRange(0, 200).Draw(t, "and some") {
+		ran := 1 + rng.Uint64N(100_000)
+		digest := seldom == 0 || rng.Uint64N(seldom) > 0
+		write(ran, rng.Uint64N(ran)*rng.Uint64N(2), uint64(FirstSlot)+rng.Uint64N(uint64(many)), digest)
+	}
+	for range rapid.IntRange(0, 400).Draw(t, "runs") {
+		ran, gone := rapid.Uint64Range(1, 100_000).Draw(t, "ran"), uint64(0)
+		if rapid.IntRange(0, 4).Draw(t, "interrupted") == 0 {
+			gone = rapid.Uint64Range(0, ran).Draw(t, "lost")
+		}
+		write(ran, gone, uint64(rapid.SampledFrom([]int{int(SlotKernel), int(SlotSystem), int(SlotIdle), 8, 9, 10}).Draw(t, "slot")), true)
+	}
+	now += rapid.Uint64Range(0, 100_000).Draw(t, "last")
+	longest := rapid.SampledFrom([]uint64{20_000_000, 400_000_000}).Draw(t, "longest")
+	wait := span{now - min(rapid.Uint64Range(0, longest).Draw(t, "wait"), now-1), now}
+	return history{runs, now, lost, wait}
 }
 
 func TestAttributionAgreesWithModel(t *testing.T) {
@@ -136,26 +229,8 @@ func TestAttributionAgreesWithModel(t *testing.T) {
 			must(t, objs.QosBlame.Put(slot, uint64(0)))
 		}
 
-		// A CPU's history, and what of it the log should hold.
-		now, lost := uint64(1_000_000), uint64(5)
-		var runs []run
-		for range rapid.IntRange(0, 400).Draw(t, "runs") {
-			ran := rapid.Uint64Range(1, 100_000).Draw(t, "ran")
-			now += ran
-			if rapid.IntRange(0, 4).Draw(t, "interrupted") == 0 {
-				lost += rapid.Uint64Range(0, ran).Draw(t, "lost")
-			}
-			slot := uint64(rapid.SampledFrom([]int{int(SlotKernel), int(SlotSystem), int(SlotIdle), 8, 9, 10}).Draw(t, "slot"))
-			call(t, objs.QosCheckRun, &checkQosCheckLog{Slot: slot, Now: now, Lost: lost})
-			if len(runs) == 0 || runs[len(runs)-1].slot != slot {
-				runs = append(runs, run{now, lost, slot})
-			}
-		}
-		if keep := len(fresh.Runs); len(runs) > keep {
-			runs = runs[len(runs)-keep:]
-		}
-		now += rapid.Uint64Range(0, 100_000).Draw(t, "last")
-		wait := span{now - min(rapid.Uint64Range(0, 20_000_000).Draw(t, "wait"), now-1), now}
+		h := draw(t, objs)
+		runs, now, lost, wait := h.runs, h.now, h.lost, h.wait
 
 		// Times without quota, oldest first, of which the kernel side remembers the last ones.
 		var k checkQosQuota
@@ -209,6 +284,33 @@ func TestAttributionAgreesWithModel(t *testing.T) {
 		}
 		if ctx.BestNs != most || have[ctx.Best] != most {
 			t.Fatalf("the largest share is %d ns of slot %d, want %d ns", ctx.BestNs, ctx.Best, most)
+		}
+	})
+}
+
+// TestLookAgreesWithModel: the same of a wait that goes on, which is read from outside.
+func TestLookAgreesWithModel(t *testing.T) {
+	objs := newCheck(t)
+	rapid.Check(t, func(t *rapid.T) {
+		must(t, objs.QosCpus.Put(uint32(0), &checkQosCpu{}))
+		h := draw(t, objs)
+		var cpu checkQosCpu
+		must(t, objs.QosCpus.Lookup(uint32(0), &cpu))
+
+		var want, have [checkSlots]uint64
+		charge(&want, h.runs, h.wait, h.now, h.lost)
+		sum := uint64(0)
+		for _, p := range attribute((*runqueueQosCpu)(unsafe.Pointer(&cpu)), h.wait.from, h.wait.to, h.lost, nil) {
+			have[p.Slot] = p.NS
+			sum += p.NS
+		}
+		for slot := range want {
+			if diff := int64(have[slot] - want[slot]); diff < -1000 || diff > 1000 { // one reckons in integers, the other in fractions
+				t.Errorf("slot %d has %d ns, want %d", slot, have[slot], want[slot])
+			}
+		}
+		if sum != h.wait.to-h.wait.from {
+			t.Errorf("shares add up to %d of %d ns", sum, h.wait.to-h.wait.from)
 		}
 	})
 }

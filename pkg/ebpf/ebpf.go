@@ -93,7 +93,7 @@ type Event struct {
 type Stats struct {
 	EventsLost       uint64 // the ring buffer was full
 	EventsSuppressed uint64 // a victim's events came faster than EventGap
-	ShortWalks       uint64 // the log did not reach back to the start of a wait
+	ShortWalks       uint64 // neither the log nor its digests reached back to the start of a wait
 	BadStamps        uint64 // waits dropped because the scheduler's stamp was wrong (a clock that went back, a sleeping task that was moved)
 	LateNS           uint64 // part of all waits that is not in the kernel's own account, because its clock was not read
 	QuotaLost        uint64 // throttlings that were not noted because their table was full

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/qos-agent/qos-agent/pkg/cgroup"
 	"github.com/qos-agent/qos-agent/test/groups"
 	"github.com/qos-agent/qos-agent/test/work"
@@ -55,7 +57,36 @@ func newRig(t testing.TB, o Options) *rig {
 	if err := tree.SetWeight(tree.Path(), 1000); err != nil {
 		t.Fatal(err)
 	}
-	return &rig{TB: t, Tracer: tracer, h: h, tree: tree, next: FirstSlot}
+	r := &rig{TB: t, Tracer: tracer, h: h, tree: tree, next: FirstSlot}
+	r.allSwitch()
+	return r
+}
+
+// allSwitch has every CPU switch: who runs there since before that is not known, nor for whom the first wait was.
+func (r *rig) allSwitch() {
+	r.Helper()
+	failed := make(chan error)
+	go func() {
+		runtime.LockOSThread() // for good: the thread ends with its mask
+		var err error
+		for cpu := range runtime.NumCPU() {
+			var set unix.CPUSet
+			set.Set(cpu)
+			err = errors.Join(err, unix.SchedSetaffinity(0, &set))
+		}
+		failed <- err
+	}()
+	if err := <-failed; err != nil {
+		r.Fatal(err)
+	}
+	r.until("every CPU has switched", func() bool {
+		for cpu := range runtime.NumCPU() {
+			if atomic.LoadUint32(&r.cpus.at[cpu].Head) == 0 {
+				return false
+			}
+		}
+		return true
+	})
 }
 
 // group is a group that is measured.

@@ -283,6 +283,7 @@ func TestEventNamesVictimAndCulprit(t *testing.T) {
 	if err := unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, r.EventFD(), &unix.EpollEvent{Events: unix.EPOLLIN}); err != nil {
 		t.Fatal(err)
 	}
+	unknown := 0
 	for right := 0; right < 5; {
 		n, err := unix.EpollWait(epoll, make([]unix.EpollEvent, 1), 30_000)
 		if err == unix.EINTR {
@@ -314,10 +315,18 @@ func TestEventNamesVictimAndCulprit(t *testing.T) {
 					t.Errorf("event %+v is of none of the threads of %d", e, p.PID())
 				}
 			case victim.slot, SlotSystem, SlotKernel, SlotIRQ, SlotIdle: // its runtime's threads, other work on the machine
+			case SlotUnknown:
+				// A virtual machine may have tasks whose leaving a CPU no tracepoint tells of (here: the threads of process 1, on 6.18). Who
+				// follows has then waited without our seeing its dispatch, and its next wait comes with that one, of which nothing is known.
+				unknown++
+				t.Logf("event %+v", e)
 			default:
-				t.Errorf("event %+v names a culprit that cannot be", e)
+				t.Errorf("event %+v names a culprit that cannot be; %s", e, victim.describe())
 			}
 		}
+	}
+	if unknown > 5 {
+		t.Errorf("%d events name nobody, and 5 the culprit", unknown)
 	}
 	// Off means off.
 	r.SetBounds(0, 0)
@@ -395,6 +404,16 @@ func (r *rig) starve() (victim, other *group, p *work.Process) {
 	return victim, other, p
 }
 
+// makeWay lets go of whom groups starve.
+func (r *rig) makeWay(groups ...*group) {
+	r.Helper()
+	for _, g := range groups {
+		if err := r.tree.SetWeight(g.path, 1); err != nil {
+			r.Fatal(err)
+		}
+	}
+}
+
 // A wait that goes on is seen before it ends, with what it is made of so far.
 func TestWaitsThatGoOnAreSeen(t *testing.T) {
 	r := newRig(t, Options{})
@@ -422,10 +441,60 @@ func TestWaitsThatGoOnAreSeen(t *testing.T) {
 	if n := testing.AllocsPerRun(100, func() { found, _ = r.Waiting(time.Millisecond, found[:0]) }); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
+	r.makeWay(other) // else it may be a minute until the victim runs, to end
 	p.Stop()
 	if found, err := r.Waiting(time.Millisecond, nil); err != nil || len(found) > 0 {
 		t.Errorf("nobody waits any more, found %+v, %v", found, err)
 	}
+}
+
+// TestLongWaitsAreKnown: who waits for seconds, while others take turns on its CPU, is told for whom, though the log of switches does not
+// reach back by far.
+func TestLongWaitsAreKnown(t *testing.T) {
+	r := newRig(t, Options{})
+	victim, other, p := r.starve()
+	second := r.group("second", false)
+	if err := r.tree.SetWeight(second.path, 10000); err != nil {
+		t.Fatal(err)
+	}
+	second.run(work.Pulse(2*time.Millisecond, time.Millisecond).On(lastCPU()))
+	var found []Event
+	r.until("a wait of 1.5 s that goes on", func() bool {
+		var err error
+		if found, err = r.Waiting(1500*time.Millisecond, found[:0]); err != nil {
+			t.Fatal(err)
+		}
+		found = slices.DeleteFunc(found, func(e Event) bool { return e.Victim != victim.slot || int(e.CPU) != lastCPU() })
+		return len(found) > 0
+	})
+	known := func(what string, parts map[Slot]uint64) {
+		t.Helper()
+		var sum uint64
+		for _, ns := range parts {
+			sum += ns
+		}
+		named := parts[other.slot] + parts[second.slot]
+		if parts[SlotUnknown] > sum/10 || named < sum/2 || parts[other.slot] == 0 || parts[second.slot] == 0 {
+			t.Errorf("%s: of %v, %v are nobody's, and %v and %v the two others'", what, time.Duration(sum), time.Duration(parts[SlotUnknown]),
+				time.Duration(parts[other.slot]), time.Duration(parts[second.slot]))
+		}
+	}
+	goesOn := map[Slot]uint64{}
+	for _, p := range found[0].Parts {
+		goesOn[p.Slot] = p.NS
+	}
+	known("while it goes on", goesOn)
+
+	r.makeWay(other, second)
+	victim.waited(time.Duration(found[0].WaitNS))
+	p.Stop()
+	t.Log(victim.describe())
+	ended := map[Slot]uint64{}
+	for s, ns := range victim.blame() {
+		ended[Slot(s)] = ns
+	}
+	known("when it has ended", ended)
+	victim.checkSums()
 }
 
 func TestTheKernelTellsOfWaitsThatGoOn(t *testing.T) {

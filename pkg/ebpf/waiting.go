@@ -138,23 +138,11 @@ func (t *Tracer) Waiting(bound time.Duration, into []Event) ([]Event, error) {
 // attribute appends who ran on a CPU between from and to (rq clock), when lost was what interrupts and the hypervisor had taken so far. The
 // log may be written meanwhile: an entry that does not fit ends the walk, and the rest is unknown.
 func attribute(c *runqueueQosCpu, from, to, lost uint64, parts []Part) []Part {
-	const nsMask = 1<<48 - 1
-	first := len(parts)
-	add := func(s Slot, ns uint64) {
-		if ns == 0 {
-			return
-		}
-		for i := first; i < len(parts); i++ {
-			if parts[i].Slot == s {
-				parts[i].NS += ns
-				return
-			}
-		}
-		parts = append(parts, Part{s, ns})
-	}
+	s := shares{parts: parts, first: len(parts)}
 	head, end, endLost := atomic.LoadUint32(&c.Head), to, lost
-	for i := uint32(1); i < uint32(len(c.Runs)); i++ { // not the oldest, which is the next to be written
-		r := &c.Runs[(head-i)%uint32(len(c.Runs))]
+	first := logFirst(head)
+	for at := head - 1; at != first-1; at-- {
+		r := &c.Runs[at%logEntries]
 		start, slotLost := atomic.LoadUint64(&r.Start), atomic.LoadUint64(&r.SlotLost)
 		if start == 0 {
 			break
@@ -168,12 +156,77 @@ func attribute(c *runqueueQosCpu, from, to, lost uint64, parts []Part) []Part {
 			taken = uint64(float64(taken) * float64(ran) / float64(end-start))
 		}
 		taken = min(taken, ran)
-		add(SlotIRQ, taken)
-		add(Slot(slotLost>>48), ran-taken)
+		s.add(SlotIRQ, taken)
+		s.add(Slot(slotLost>>nsBits), ran-taken)
 		if end, endLost = max(start, from), slotLost&nsMask; end == from {
-			return parts
+			return s.parts
 		}
 	}
-	add(SlotUnknown, end-from)
-	return parts
+	for i := range uint32(digests) {
+		d := &c.Digests[(first/digestRuns-1-i)%digests]
+		start := atomic.LoadUint64(&d.Start)
+		if atomic.LoadUint64(&d.End) != end || start >= end {
+			break
+		}
+		s.addDigest(d, max(start, from), start, end)
+		end = start
+		if end <= from {
+			return s.parts
+		}
+	}
+	s.add(SlotUnknown, end-from)
+	return s.parts
+}
+
+// What bpf/switchlog.bpf.h has of a CPU.
+const (
+	nsBits      = 48
+	nsMask      = 1<<nsBits - 1
+	logEntries  = uint32(len(runqueueQosCpu{}.Runs))
+	digests     = uint32(len(runqueueQosCpu{}.Digests))
+	digestRuns  = 64
+	digestParts = len(runqueueQosDigest{}.Parts)
+)
+
+// logFirst is the entry of a log of so many with which a walk back through it ends. What is older is in digests.
+func logFirst(head uint32) uint32 { return (head - logEntries + digestRuns - 1) &^ (digestRuns - 1) }
+
+// shares is how a wait is shared out.
+type shares struct {
+	parts []Part
+	first int // of this wait
+}
+
+func (s *shares) add(slot Slot, ns uint64) {
+	if ns == 0 {
+		return
+	}
+	for i := s.first; i < len(s.parts); i++ {
+		if s.parts[i].Slot == slot {
+			s.parts[i].NS += ns
+			return
+		}
+	}
+	s.parts = append(s.parts, Part{slot, ns})
+}
+
+// addDigest adds what lies between from and end of a digest, which is of the time from start to end. What is read while it is
+// written does not add up to more than that.
+func (s *shares) addDigest(d *runqueueQosDigest, from, start, end uint64) {
+	rest := end - from
+	share := float64(rest) / float64(end-start)
+	take := func(slot Slot, ns uint64) {
+		ns = min(uint64(float64(ns)*share), rest)
+		rest -= ns
+		s.add(slot, ns)
+	}
+	take(SlotIRQ, atomic.LoadUint64(&d.Taken))
+	for i := range d.Parts {
+		part := atomic.LoadUint64(&d.Parts[i])
+		if part == 0 {
+			break
+		}
+		take(Slot(part>>nsBits), part&nsMask)
+	}
+	s.add(SlotUnknown, rest)
 }
