@@ -162,7 +162,7 @@ func attribute(c *runqueueQosCpu, from, to, lost uint64, parts []Part) []Part {
 			return s.parts
 		}
 	}
-	for i := range uint32(digests) {
+	for i := range digests {
 		d := &c.Digests[(first/digestRuns-1-i)%digests]
 		start := atomic.LoadUint64(&d.Start)
 		if atomic.LoadUint64(&d.End) != end || start >= end {
